@@ -1,0 +1,59 @@
+"""What nodes say to each other: typed, versioned records.
+
+::
+
+    class Model(Message, name="dpsgd/model/1", key=("round",)):
+        round: int
+        model: Ref
+
+Fields are numbers, strings, bytes, :class:`~node.op.Ref`, and tuples, lists and string-keyed dicts of these. The wire
+name ends in the version: a message whose fields change gets a new one. The key fields say which ``collect`` a message
+belongs to; where there is one, keys are collected in rising order, so that what comes late can be told from what comes
+early.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, ClassVar, TypeAlias, dataclass_transform
+
+from node.errors import ProtocolError
+
+_WIRE_NAME = re.compile(r"^[a-z0-9_.-]+(/[a-z0-9_.-]+)*/[0-9]+$")
+_registry: dict[str, type[Message]] = {}
+
+Slot: TypeAlias = tuple[Any, ...]
+"""Where a message waits to be collected: its class, then the values of its key fields."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Message:
+    """Base of all messages: subclass it with a wire name, and the fields become an immutable record."""
+
+    wire_name: ClassVar[str] = ""
+    key_fields: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, *, name: str, key: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
+        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if not _WIRE_NAME.match(name):
+            raise ProtocolError(f"{cls.__qualname__}: the wire name {name!r} must look like 'protocol/kind/1'")
+        if unknown := set(key) - fields:
+            raise ProtocolError(f"{cls.__qualname__}: key field {min(unknown)!r} is not one of its fields")
+        known = _registry.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ProtocolError(f"{cls.__qualname__}: the wire name {name!r} already belongs to {known.__qualname__}")
+        cls.wire_name, cls.key_fields = name, key
+        _registry[name] = cls
+
+    @property
+    def slot(self) -> Slot:
+        """Where this message waits to be collected."""
+        return (type(self), *[getattr(self, field) for field in self.key_fields])
+
+
+def message_type(name: str) -> type[Message] | None:
+    """The class that carries a wire name, or None where this process knows no such message."""
+    return _registry.get(name)
