@@ -1,0 +1,42 @@
+"""Starling: decentralized learning with real networked nodes, and the same code under a virtual clock.
+
+What a protocol author needs is here; see ``protocols/README.md``.
+"""
+
+from node.arithmetic import scale, shift
+from node.config import TopologySection
+from node.context import Context
+from node.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    ProtocolError,
+    StarlingError,
+    TransportError,
+    Unreachable,
+)
+from node.message import Message
+from node.mods import Mod, Observer
+from node.op import Op, Ref, Spec, op
+from node.protocol import Protocol, on
+
+__all__ = [
+    "ConfigError",
+    "Context",
+    "DeadlineExceeded",
+    "Message",
+    "Mod",
+    "Observer",
+    "Op",
+    "Protocol",
+    "ProtocolError",
+    "Ref",
+    "Spec",
+    "StarlingError",
+    "TopologySection",
+    "TransportError",
+    "Unreachable",
+    "on",
+    "op",
+    "scale",
+    "shift",
+]

@@ -33,6 +33,7 @@ class Message:
 
     wire_name: ClassVar[str] = ""
     key_fields: ClassVar[tuple[str, ...]] = ()
+    slot: ClassVar[Slot]  # set on each instance: a class variable only to the dataclass
 
     def __init_subclass__(cls, *, name: str, key: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -48,10 +49,9 @@ class Message:
         cls.wire_name, cls.key_fields = name, key
         _registry[name] = cls
 
-    @property
-    def slot(self) -> Slot:
-        """Where this message waits to be collected."""
-        return (type(self), *[getattr(self, field) for field in self.key_fields])
+    def __post_init__(self) -> None:
+        # Once per message, not once per delivery: simulations deliver one object to many nodes.
+        object.__setattr__(self, "slot", (type(self), *[getattr(self, field) for field in self.key_fields]))
 
 
 def message_type(name: str) -> type[Message] | None:

@@ -1,8 +1,8 @@
 """Operations on values, and references to values that may not be computed yet.
 
 An *op* is a pure function: the same inputs, static arguments and key give the same value, wherever and whenever it is
-solved. That is what lets a graph of ops be solved late, in batches, or elsewhere. A *value* is a tensor, or a mapping of
-names to numbers (metrics). This module knows neither: it imports no tensor library.
+solved. That is what lets a graph of ops be solved late, in batches, or elsewhere. A *value* is a tensor, or a mapping
+of names to numbers (metrics). This module knows neither: it imports no tensor library.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Key(NamedTuple):
 
     def rng(self) -> np.random.Generator:
         """A counter-based generator: independent of every other key, and of the order of execution."""
-        return np.random.Generator(np.random.Philox(key=[self.seed, (self.node << 32) ^ self.counter]))
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, self.counter, self.node]))
 
 
 class Task(NamedTuple):

@@ -1,0 +1,358 @@
+"""The only door of a protocol: time, randomness, peers, messages, compute and recording.
+
+A protocol cannot tell from its context whether time is real. Whatever takes time is awaited; whatever is only recorded
+(``mix``, ``evaluate``, ``apply``) returns a :class:`~node.op.Ref` at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import structlog
+
+from node.clock import Priority
+from node.config import TopologySection
+from node.errors import DeadlineExceeded, ProtocolError, Unreachable
+from node.mailbox import Mailbox
+from node.message import Message, Slot
+from node.mods import Wrapping
+from node.op import Key, Op, Ref, Value
+from node.protocol import Protocol
+from node.topology import Topology
+from node.world import Done, World
+
+M = TypeVar("M", bound=Message)
+
+_RNG_COUNTER = 2**32 - 1
+"""The counter of a node's own generator; tasks count up from 0 and never reach it."""
+
+
+class LocalData:
+    """What a node may know of its own data without training on it."""
+
+    __slots__ = ("_node", "_world")
+
+    def __init__(self, world: World, node: int) -> None:
+        self._world = world
+        self._node = node
+
+    @property
+    def samples(self) -> int:
+        """Samples this node trains on."""
+        return self._world.workload.shard_size(self._node)
+
+    @property
+    def label_histogram(self) -> np.ndarray:
+        """How many samples of each class this node trains on, shape [classes]."""
+        return self._world.workload.label_histogram(self._node)
+
+
+class Context:
+    """What one node's protocol sees of the world."""
+
+    __slots__ = (
+        "_asked",
+        "_counter",
+        "_lost",
+        "_protocol",
+        "_requests",
+        "_rng",
+        "_trains",
+        "_world",
+        "_wrapping",
+        "bytes_sent",
+        "mailbox",
+        "me",
+    )
+
+    def __init__(self, me: int, world: World, protocol: Protocol, wrapping: Wrapping | None = None) -> None:
+        self.me = me
+        self.mailbox = Mailbox(me, world.clock)
+        self.bytes_sent = 0
+        self._world = world
+        self._protocol = protocol
+        self._wrapping = wrapping
+        self._asked = 0
+        self._counter = 0
+        self._trains = 0
+        self._rng: np.random.Generator | None = None
+        self._requests: dict[int, tuple[int, asyncio.Future[Any]]] | None = None
+        self._lost: tuple[int, ...] = ()
+
+    # Time and randomness
+
+    @property
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return self._world.clock.time()
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """This node's generator: the same sequence in every run of the experiment."""
+        if self._rng is None:
+            self._rng = Key(self._world.seed, self.me, _RNG_COUNTER).rng()
+        return self._rng
+
+    @property
+    def log(self) -> structlog.typing.FilteringBoundLogger:
+        """A structured log that names this node."""
+        log: structlog.typing.FilteringBoundLogger = structlog.get_logger(node=self.me)
+        return log
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._world.clock.post(seconds, _wake, future, Priority.TIMER)
+        await future
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` beside ``run``. It ends with the node; its failure is the node's."""
+        self._world.spawn(self, work)
+
+    # Peers
+
+    def peers(self, role: str | None = "learner") -> tuple[int, ...]:
+        """All other nodes of a role (None: of any) that are not known to be gone, sorted."""
+        return self.alive([peer for peer in self._world.peers(role) if peer != self.me])
+
+    def alive(self, peers: Iterable[int]) -> tuple[int, ...]:
+        """Those of some peers that are not known to be gone, in their order."""
+        lost = self._lost
+        return tuple([peer for peer in peers if peer not in lost])
+
+    def sample(self, k: int, role: str | None = "learner") -> tuple[int, ...]:
+        """``k`` different other nodes drawn uniformly (all, where there are fewer), sorted."""
+        peers = self.peers(role)
+        if k >= len(peers):
+            return peers
+        drawn = self.rng.choice(len(peers), size=k, replace=False)
+        return tuple(sorted(peers[i] for i in drawn.tolist()))
+
+    def neighbours(self, round: int = 0, within: TopologySection | None = None) -> tuple[int, ...]:
+        """Whom this node sends to in a round, sorted; ``within`` another topology than the experiment's."""
+        return self._topology(within).neighbours(self.me, round)
+
+    def sources(self, round: int = 0, within: TopologySection | None = None) -> tuple[int, ...]:
+        """Who sends to this node in a round, sorted: the neighbours, where the topology is undirected."""
+        return self._topology(within).sources(self.me, round)
+
+    def weights(
+        self, heard: Collection[int], round: int = 0, within: TopologySection | None = None
+    ) -> tuple[float, ...]:
+        """Mixing weights: this node's own first, then one for each of ``heard``, in their order; they sum to 1.
+
+        The weight of a source that was not heard goes back to this node's own model.
+        """
+        topology = self._topology(within)
+        own, *rest = topology.weights(self.me, round)
+        sources = topology.sources(self.me, round)
+        if len(heard) == len(rest):
+            return (own, *rest)
+        by_peer = dict(zip(sources, rest, strict=True))
+        chosen = [by_peer[peer] for peer in heard]
+        return (own + sum(by_peer[peer] for peer in sources if peer not in heard), *chosen)
+
+    def _topology(self, within: TopologySection | None) -> Topology:
+        return self._world.topology if within is None else self._world.topology_of(within)
+
+    # Messages
+
+    def send(self, to: int | Sequence[int], message: Message) -> Awaitable[None]:
+        """Send to one peer or several. Waits only while a peer's queue is full; what goes to a lost peer is lost."""
+        peers = (to,) if isinstance(to, int) else to
+        if self._wrapping is None:
+            return self._world.send(self, peers, message)
+        return self._send_wrapped(peers, message)
+
+    async def _send_wrapped(self, peers: Iterable[int], message: Message, request: int = 0) -> None:
+        assert self._wrapping is not None
+        for peer in peers:
+            changed = self._wrapping.outgoing(self, peer, message)
+            if changed is not None:
+                await self._world.send(self, (peer,), changed, request)
+
+    async def request(self, to: int, message: Message, timeout_s: float | None = None) -> Any:
+        """Send to a peer and wait for its handler's answer.
+
+        Raises:
+            Unreachable: the peer is gone, or goes before it has answered.
+            DeadlineExceeded: no answer within ``timeout_s``.
+        """
+        if to in self._lost:
+            raise Unreachable(f"node {self.me} cannot ask node {to}, which is gone")
+        if self._requests is None:
+            self._requests = {}
+        self._asked += 1
+        number = self._asked
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._requests[number] = (to, future)
+        if timeout_s is not None:
+            late = DeadlineExceeded(f"node {to} has not answered node {self.me}'s {message.wire_name} in {timeout_s} s")
+            self._world.clock.post(timeout_s, _fail, (future, late), Priority.TIMER)
+        try:
+            if self._wrapping is None:
+                await self._world.send(self, (to,), message, number)
+            else:
+                await self._send_wrapped((to,), message, number)
+            return await future
+        finally:
+            self._requests.pop(number, None)
+
+    def collect(
+        self,
+        kind: type[M],
+        *,
+        frm: Sequence[int] | None = None,
+        timeout_s: float | None = None,
+        quorum: int | None = None,
+        grace_s: float = 0.0,
+        **key: Any,
+    ) -> Awaitable[dict[int, M]]:
+        """Wait for messages of one kind and key; gives them by sender, sorted.
+
+        Over when all of ``frm`` have been heard, ``grace_s`` after a ``quorum`` has, or at ``timeout_s`` with what is
+        there. Without quorum and timeout all of ``frm`` are needed.
+
+        Raises:
+            Unreachable: one that is needed is gone.
+        """
+        slot = _slot(kind, key)
+        if frm is None and quorum is None and timeout_s is None:
+            raise ProtocolError(f"collect({kind.__name__}) from anyone never ends: give frm, quorum or timeout_s")
+        outcome = self.mailbox.collect(slot, frm, self._lost, timeout_s=timeout_s, quorum=quorum, grace_s=grace_s)
+        return Done(outcome) if isinstance(outcome, dict) else outcome
+
+    # Compute
+
+    def initial_model(self) -> Ref:
+        """The model that every node of the experiment starts from."""
+        return self._world.initial
+
+    def train(self, model: Ref, steps: int | None = None, proximal: float = 0.0) -> Awaitable[Ref]:
+        """Train on this node's data; takes time.
+
+        Args:
+            model: where to start.
+            steps: training steps; None: as the experiment says.
+            proximal: strength of the pull back to ``model`` (FedProx), 0 for none.
+        """
+        world = self._world
+        workload = world.workload
+        if steps is None:
+            steps = workload.steps(self.me)
+        lr = workload.lr(self._trains)
+        self._trains += 1
+        trained = self.apply(workload.train, model, steps=steps, lr=lr, proximal=proximal)
+        if self._wrapping is not None:
+            trained = self._wrapping.trained(self, model, trained)
+        return world.train(self, trained, steps)
+
+    def mix(self, models: Sequence[Ref], weights: Sequence[float] | None = None) -> Ref:
+        """The weighted sum of models, in the order given; the mean, where no weights are."""
+        if not models:
+            raise ProtocolError("mix needs at least one model")
+        if weights is None:
+            weights = (1.0 / len(models),) * len(models)
+        elif len(weights) != len(models):
+            raise ProtocolError(f"mix got {len(models)} models and {len(weights)} weights")
+        return self.apply(self._world.workload.mix, *models, weights=tuple(weights))
+
+    def evaluate(self, model: Ref, on: str = "test") -> Ref:
+        """Accuracy and loss of a model on the global ``test`` set, or this node's ``local`` test or ``train`` data."""
+        return self.apply(self._world.workload.evaluate, model, on=on)
+
+    def apply(self, op: Op[...], *inputs: Ref, **static: Any) -> Ref:
+        """Record a pure op on some values; takes no time, and is computed only if somebody needs it."""
+        graph = self._world.graph
+        self._counter += 1
+        return graph.record(graph.call(op, inputs, static), inputs, self.me, self._counter)
+
+    def value(self, ref: Ref) -> Awaitable[Value]:
+        """Read a value: solves just what it needs, while virtual time stands still."""
+        return self._world.value(ref)
+
+    def record(self, round: int, **fields: Ref | float) -> None:
+        """Keep metrics of this node's round: numbers, or Refs of metrics (``accuracy=ctx.evaluate(model)``)."""
+        self._world.record(self, round, fields)
+
+    # State
+
+    @property
+    def data(self) -> LocalData:
+        """What this node may know of its own data."""
+        return LocalData(self._world, self.me)
+
+    def checkpoint(self, **state: Ref | float | str) -> Awaitable[None]:
+        """Keep named Refs and plain values, so that a restarted node can go on from :meth:`restore`."""
+        return self._world.save(self, state)
+
+    def restore(self) -> Mapping[str, Any] | None:
+        """What the last checkpoint of this node holds, or None."""
+        return self._world.load(self)
+
+    # The world's side
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether mods or observers see this node's traffic."""
+        return self._wrapping is not None
+
+    def deliver(self, sender: int, message: Message, request: int = 0, reply: int = 0) -> None:
+        """Take in a message: called by the world at the moment it arrives."""
+        if self._wrapping is not None:
+            changed = self._wrapping.incoming(self, sender, message)
+            if changed is None:
+                return
+            message = changed
+        if reply:
+            self._answered(sender, message, reply)
+            return
+        handler = self._protocol.handlers.get(type(message))
+        if handler is None:
+            self.mailbox.put(sender, message)
+            return
+        answer = handler(self._protocol, self, sender, message)
+        if answer is not None:
+            self._answer(sender, answer, request)
+
+    def _answer(self, to: int, answer: Message, request: int) -> None:
+        changed = answer if self._wrapping is None else self._wrapping.outgoing(self, to, answer)
+        if changed is not None:
+            self._world.answer(self, to, changed, request)
+
+    def _answered(self, sender: int, message: Message, reply: int) -> None:
+        to, future = (self._requests or {}).get(reply, (None, None))
+        if to == sender and future is not None and not future.done():
+            future.set_result(message)
+
+    def lose(self, peer: int) -> None:
+        """A peer is gone: called by the world, once."""
+        self._lost = (*self._lost, peer)
+        self.mailbox.lose(peer)
+        for to, future in list((self._requests or {}).values()):
+            if to == peer and not future.done():
+                future.set_exception(Unreachable(f"node {peer} went before it answered node {self.me}"))
+
+
+def _slot(kind: type[Message], key: Mapping[str, Any]) -> Slot:
+    fields = kind.key_fields
+    if len(fields) == 1 == len(key) and fields[0] in key:
+        return (kind, key[fields[0]])
+    if len(key) != len(fields) or any(field not in key for field in fields):
+        wanted = ", ".join(f"{field}=" for field in fields) or "no key"
+        raise ProtocolError(f"collect({kind.__name__}) takes {wanted}; got {sorted(key) or 'none'}")
+    return (kind, *[key[field] for field in fields])
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(arg: tuple[asyncio.Future[Any], Exception]) -> None:
+    future, error = arg
+    if not future.done():
+        future.set_exception(error)

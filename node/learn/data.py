@@ -1,0 +1,116 @@
+"""What the nodes of one experiment learn from: the data set, who holds which of its samples, and what is held out.
+
+Everything here follows from the experiment's file and seed alone, so that a simulation and separate processes agree.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.preprocessing import StandardScaler
+
+from node.config import DataSection
+from node.errors import ConfigError
+from node.learn.partition import Shards, hold_out, partition
+from node.learn.samples import Samples
+from node.learn.sources import read
+
+__all__ = ["Dataset", "Federation", "Shards", "federate", "load"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Labelled samples, ready for a model."""
+
+    features: torch.Tensor
+    """float32 [samples, *shape]: one-dimensional samples have zero mean and unit variance in the training set."""
+    labels: torch.Tensor
+    """int64 [samples], from 0 to ``classes - 1``: the label's place among the sorted labels."""
+    classes: int
+    """How many labels there are."""
+    owners: np.ndarray | None
+    """Natural partition, int64 [samples]: the owner's place among the sorted owners of training and test samples."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Federation:
+    """Everything that the nodes of one experiment learn from."""
+
+    train: Dataset
+    test: Dataset
+    """Global test set: no node trains on it."""
+    shards: Shards
+    """Into ``train``: what each node trains on, at least one sample."""
+    local_tests: Shards
+    """Into ``train``: what each node holds out for itself; a node of one sample holds out none."""
+
+
+def load(section: DataSection, seed: int) -> tuple[Dataset, Dataset]:
+    """The training and test set that ``data.name`` means; split by label, unless it comes with a test set of its own.
+
+    Raises ConfigError, naming file and column, for data that is not there or that no model could learn from.
+    """
+    train, test = read(section, seed)
+    classes = np.unique(train.labels)
+    if len(classes) < 2:
+        raise ConfigError(f"{train.source}: every label is {classes[0]}; learning needs at least 2 classes")
+    if test is None:
+        train, test = _split(train, section.test_fraction, seed)
+    features = _scaled(train, test)
+    owners = _numbered(train, test)
+    labels = [_encoded(samples, classes) for samples in (train, test)]
+    ready = [Dataset(*columns[:2], len(classes), columns[2]) for columns in zip(features, labels, owners, strict=True)]
+    return ready[0], ready[1]
+
+
+def federate(section: DataSection, nodes: int, seed: int) -> Federation:
+    """Load, partition, and hold out each node's own test samples.
+
+    Raises ConfigError as :func:`load` and :func:`node.learn.partition.partition` do.
+    """
+    train, test = load(section, seed)
+    shards = partition(section, train, nodes, seed)
+    counts = np.minimum(np.rint(shards.sizes * section.local_test_fraction).astype(np.int64), shards.sizes - 1)
+    rng = np.random.default_rng([seed, *b"local tests"])
+    shards, local_tests = hold_out(shards, train.labels.numpy(), counts, rng)
+    return Federation(train, test, shards, local_tests)
+
+
+def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
+    """Hold out a fraction of the samples, rounded up, in proportion to their labels."""
+    count = len(samples.labels)
+    whole = Shards(np.array([0, count]), np.arange(count))
+    wanted = np.array([min(math.ceil(count * fraction), count - 1)])
+    rng = np.random.default_rng([seed, *b"test set"])
+    kept, held = hold_out(whole, np.unique(samples.labels, return_inverse=True)[1], wanted, rng)
+    return samples.rows(kept.indices), samples.rows(held.indices)
+
+
+def _scaled(train: Samples, test: Samples) -> list[torch.Tensor]:
+    """Features as float32; one-dimensional ones standardised with the statistics of the training set."""
+    parts = [train.features, test.features]
+    if train.features.shape[1:] != test.features.shape[1:]:
+        shapes = [list(part.shape[1:]) for part in parts]
+        raise ConfigError(f"{test.source}: features of shape {shapes[1]}, but the training samples have {shapes[0]}")
+    if train.features.ndim == 2:
+        scaler = StandardScaler().fit(train.features)
+        parts = [scaler.transform(part) for part in parts]
+    return [torch.from_numpy(np.require(part, np.float32, ["C", "W"])) for part in parts]
+
+
+def _encoded(samples: Samples, classes: np.ndarray) -> torch.Tensor:
+    known = np.isin(samples.labels, classes)
+    if not known.all():
+        raise ConfigError(f"{samples.source}: label {samples.labels[~known][0]} is not among the training samples'")
+    return torch.from_numpy(np.searchsorted(classes, samples.labels))
+
+
+def _numbered(train: Samples, test: Samples) -> list[np.ndarray | None]:
+    """Owners as numbers that mean the same in both sets."""
+    if train.owners is None or test.owners is None:
+        return [None, None]
+    numbers = np.unique(np.concatenate([train.owners, test.owners]), return_inverse=True)[1]
+    return [numbers[: len(train.owners)], numbers[len(train.owners) :]]

@@ -1,0 +1,124 @@
+"""Training and evaluating one model at a time: the reference that every stacked kernel is held to.
+
+The optimizers are functional: their state is born and dies within one call of :func:`train`, so it never lives in a
+worker, and a discarded update leaves nothing behind. Bit for bit they are ``torch.optim``'s, whose first use would
+import a compiler stack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from node.config import TrainingSection
+from node.learn.models import Model
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPSILON = 1e-8
+EVALUATION_SAMPLES = 512
+"""Samples evaluated at once, so that activations stay in the cache."""
+
+
+class Optimizer(Interface):
+    """Changes parameters in place, given their gradients; one instance serves one call of :func:`train`."""
+
+    def step(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+        """Take one step; may overwrite the gradients."""
+        ...
+
+
+class SGD:
+    """Stochastic gradient descent, with heavy-ball momentum where it is not 0."""
+
+    def __init__(self, momentum: float) -> None:
+        self._momentum = momentum
+        self._velocity: list[Tensor] | None = None
+
+    def step(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+        """Move along the gradients, or along their running sum."""
+        if self._momentum:
+            if self._velocity is None:
+                self._velocity = gradients
+            else:
+                torch._foreach_mul_(self._velocity, self._momentum)
+                torch._foreach_add_(self._velocity, gradients)
+            gradients = self._velocity
+        torch._foreach_add_(parameters, gradients, alpha=-lr)
+
+
+class Adam:
+    """Adam with bias correction (Kingma and Ba, ICLR 2015)."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._first: list[Tensor] = []
+        self._second: list[Tensor] = []
+
+    def step(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
+        """Move along the mean gradients, scaled by the root of the mean squares."""
+        if not self._steps:
+            self._first = [torch.zeros_like(gradient) for gradient in gradients]
+            self._second = [torch.zeros_like(gradient) for gradient in gradients]
+        self._steps += 1
+        beta1, beta2 = ADAM_BETAS
+        torch._foreach_lerp_(self._first, gradients, 1 - beta1)
+        torch._foreach_mul_(self._second, beta2)
+        torch._foreach_addcmul_(self._second, gradients, gradients, value=1 - beta2)
+        scale = torch._foreach_sqrt(self._second)
+        torch._foreach_div_(scale, math.sqrt(1 - beta2**self._steps))
+        torch._foreach_add_(scale, ADAM_EPSILON)
+        torch._foreach_addcdiv_(parameters, self._first, scale, value=-lr / (1 - beta1**self._steps))
+
+
+def optimizer(section: TrainingSection) -> Optimizer:
+    """A fresh optimizer, as the experiment says."""
+    return Adam() if section.optimizer == "adam" else SGD(section.momentum)
+
+
+def train(
+    model: Model,
+    start: Tensor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    section: TrainingSection,
+    lr: float,
+    proximal: float = 0.0,
+) -> Tensor:
+    """Take one step for each batch (features [b, *shape], labels [b]), from the flat vector ``start`` on.
+
+    ``proximal`` is the strength of the pull back to ``start`` (FedProx: Li et al., MLSys 2020). Gives a new vector.
+    """
+    trained = start.clone()
+    parameters = {name: view.requires_grad_() for name, view in model.named(trained).items()}
+    leaves = list(parameters.values())
+    anchors = list(model.named(start).values()) if proximal else []
+    rule = optimizer(section)
+    for features, labels in batches:
+        with torch.enable_grad():
+            loss = cross_entropy(model.forward(parameters, features), labels)
+            gradients = list(torch.autograd.grad(loss, leaves, materialize_grads=True))
+        with torch.no_grad():
+            if proximal:
+                torch._foreach_add_(gradients, torch._foreach_sub(leaves, anchors), alpha=proximal)
+            if section.weight_decay:
+                torch._foreach_add_(gradients, leaves, alpha=section.weight_decay)
+            rule.step(leaves, gradients, lr)
+    return trained
+
+
+@torch.no_grad()
+def evaluate(model: Model, flat: Tensor, features: Tensor, labels: Tensor) -> dict[str, float]:
+    """Share of samples whose highest logit is their label's (the first one, where several are), and the mean loss."""
+    if flat.data_ptr() % 64:  # matrix products round by alignment, and a buffer from the network may have any
+        flat = flat.clone()
+    right, loss = 0, 0.0
+    for start in range(0, len(labels), EVALUATION_SAMPLES):
+        part = slice(start, start + EVALUATION_SAMPLES)
+        logits = model.logits(flat, features[part])
+        right += int((logits.argmax(1) == labels[part]).sum())
+        loss += float(cross_entropy(logits, labels[part], reduction="sum"))
+    return {"accuracy": right / len(labels), "loss": loss / len(labels)}

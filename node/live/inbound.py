@@ -1,0 +1,168 @@
+"""Reading what peers send: each message belongs to the holder of the link's key, and a bad one costs its sender."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket as stdlib_socket
+import time
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from node.codec import Limits
+from node.errors import FrameTooLarge, TransportError
+from node.identity import Roster
+from node.live import frames
+from node.live.frames import Refused
+from node.live.links import Links
+from node.live.receive import Delivery, Receiver
+from node.live.refusals import Refusals
+from node.live.sockets import Socket
+
+BATCH_FRAMES = BATCH_MESSAGES = 256
+"""Read per wake-up, and so handed to the event loop in one call; the last frame may bring more messages."""
+
+PROBE_FOR_S = 0.5
+"""For how long connections are probed after one of them has ended."""
+
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+
+
+class Inbound:
+    """The socket that peers reach us at; all of it belongs to the I/O thread."""
+
+    def __init__(self, router: Socket, limits: Limits, links: Links, refusals: Refusals) -> None:
+        self.router = router
+        self.monitor = router.get_monitor_socket(_FAILED | zmq.EVENT_DISCONNECTED)
+        self.disconnected_s: float | None = None
+        """When some connection has ended of which it is not known yet whose it was."""
+        self.banned: set[int] = set()
+        self._links = links
+        self._refusals = refusals
+        self._traffic = links.traffic
+        self._receiver = Receiver(limits)
+        self._peers: dict[str, int] = {}
+        # With encryption the name of a link is its key, vouched for by the handshake.
+        self._name = b"User-Id" if router.mechanism == zmq.CURVE else b"Identity"
+
+    def admit(self, roster: Roster) -> None:
+        """From now on these may send, and nobody else."""
+        if self._name == b"User-Id":
+            self._peers = {z85.encode(card.curve_key).decode(): card.node for card in roster}
+        else:
+            self._peers = {str(card.node): card.node for card in roster}
+
+    def forget(self, peer: int) -> None:
+        """The peer has gone: free what it left half-way."""
+        self._receiver.forget(peer)
+
+    def read(self) -> list[Delivery]:
+        """The messages that have arrived whole, a batch at most."""
+        batch: list[Delivery] = []
+        for _ in range(BATCH_FRAMES):
+            if len(batch) >= BATCH_MESSAGES:
+                break
+            try:
+                envelope = self.router.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                break
+            first = self.router.recv(copy=False)
+            self._message(envelope, first, batch)
+            if first.more:
+                while self.router.get(zmq.RCVMORE):
+                    self.router.recv(copy=False)
+        self._traffic.messages_received += len(batch)
+        self._traffic.bytes_received += sum(header.size_bytes for _, header, _ in batch)
+        return batch
+
+    def probe(self, now_s: float) -> None:
+        """Find the connections that have ended. ZeroMQ does not say whose; sending to one of them does, a bit later."""
+        if self.disconnected_s is not None and now_s - self.disconnected_s > PROBE_FOR_S:
+            self.disconnected_s = None
+        for peer, connection in self._receiver.connections():
+            try:
+                self.router.send_multipart([connection, frames.PROBE_FRAME], zmq.NOBLOCK)
+            except zmq.Again:
+                continue
+            except zmq.ZMQError:
+                self._receiver.forget(peer)
+                self._links.watch(peer)
+
+    def say_bye(self) -> None:
+        """Tell those who send to us, and to whom we have no link that tells them, that we stop."""
+        for peer, connection in self._receiver.connections():
+            if not self._links.has(peer):
+                with contextlib.suppress(zmq.ZMQError):
+                    self.router.send_multipart([connection, frames.BYE_FRAME], zmq.NOBLOCK)
+
+    def on_monitor(self) -> None:
+        """Follow one event of the monitor."""
+        event = parse_monitor_message(self.monitor.recv_multipart())
+        if event["event"] == zmq.EVENT_DISCONNECTED:
+            self.disconnected_s = time.monotonic()
+        else:
+            address = event["endpoint"].decode("ascii", "replace")
+            detail = f"{zmq.Event(event['event']).name} {event['value']}: not a Starling node, or another key"
+            self._refusals.by_address("handshake", address, time.monotonic(), detail)
+
+    def _message(self, envelope: zmq.Frame, first: zmq.Frame, batch: list[Delivery]) -> None:
+        peer = self._peers.get(envelope.get(self._name))
+        if peer is None:
+            self._refusals.counts["stranger"] += 1
+        elif peer in self.banned:
+            self._refusals.counts["cut_off"] += 1
+        else:
+            try:
+                self._receiver.connection(peer, envelope.bytes)
+                self._frame(peer, envelope.bytes, first, batch)
+            except TransportError as error:
+                self._refuse(peer, error, envelope)
+
+    def _frame(self, peer: int, connection: bytes, first: zmq.Frame, batch: list[Delivery]) -> None:
+        frame = first.buffer
+        kind = frame[0] if len(frame) else 0
+        if first.more != (kind == frames.CHUNK):
+            raise Refused("parts", f"a frame of kind {kind} {'with' if first.more else 'without'} a second part")
+        if kind == frames.SMALL:
+            batch += self._receiver.small(peer, frame)
+        elif kind == frames.CHUNK:
+            self._chunk(peer, connection, frame, batch)
+        elif kind == frames.ANNOUNCE:
+            self._receiver.announce(peer, frame)
+        elif kind == frames.BYE:
+            self._receiver.forget(peer)
+            self._links.lose(peer)
+            return
+        else:
+            raise Refused("kind", f"a frame of unknown kind {kind}")
+        self._links.heard(peer)
+
+    def _chunk(self, peer: int, connection: bytes, frame: memoryview, batch: list[Delivery]) -> None:
+        chunk = frames.read_chunk(frame)
+        slot = self._receiver.slot(peer, chunk)
+        got_bytes = self.router.recv_into(slot)
+        if self.router.get(zmq.RCVMORE):
+            raise Refused("parts", "a chunk of more than two parts")
+        delivery = self._receiver.arrived(peer, chunk, slot.nbytes, got_bytes)
+        with contextlib.suppress(zmq.ZMQError):  # the peer has gone, or does not read its credits
+            self.router.send_multipart([connection, frames.credit(1)], zmq.NOBLOCK)
+        if delivery is not None:
+            batch.append(delivery)
+
+    def _refuse(self, peer: int, error: TransportError, envelope: zmq.Frame) -> None:
+        reason = "too_large" if isinstance(error, FrameTooLarge) else getattr(error, "reason", "malformed")
+        if self._refusals.by_peer(reason, peer, time.monotonic(), str(error)):
+            self.banned.add(peer)
+            self._receiver.forget(peer)
+            self._links.lose(peer)
+            _cut(envelope)
+
+
+def _cut(envelope: zmq.Frame) -> None:
+    # ZeroMQ has no call that ends one connection of a ROUTER; ending it underneath is seen as the peer's going away.
+    with contextlib.suppress(OSError, zmq.ZMQError):
+        connection = stdlib_socket.socket(fileno=os.dup(envelope.get(zmq.SRCFD)))
+        with connection:
+            connection.shutdown(stdlib_socket.SHUT_RDWR)

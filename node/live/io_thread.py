@@ -1,0 +1,158 @@
+"""The one thread that owns every ZeroMQ socket of a node.
+
+It sleeps in a poll, reads up to a batch of messages per wake-up and hands them to the event loop in one call; the loop
+posts work to it, and wakes it only when it sleeps. It runs no code of a protocol, and nothing that a peer sends can
+end it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+import zmq
+
+from node.codec import Limits
+from node.errors import ConfigError
+from node.identity import Identity, Roster
+from node.live.admission import Admission
+from node.live.inbound import Inbound
+from node.live.links import Links, Notices
+from node.live.poll import Poll
+from node.live.receive import Delivery
+from node.live.refusals import Refusals
+from node.live.sockets import Sockets
+
+CHECK_MS = 50
+"""How often time is looked at while something depends on it; otherwise the thread sleeps until it is woken."""
+
+MESSAGE_BYTES = 1024
+"""What a message that waits for the event loop is taken to cost besides its own bytes."""
+
+
+class IoThread:
+    """Opens the sockets, turns until it is told to close, and leaves nothing behind.
+
+    The sockets are made, and the port is bound, by whoever makes the object; from ``start`` on they are the thread's.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        identity: Identity,
+        limits: Limits,
+        *,
+        bind: tuple[str, int],
+        encrypted: bool,
+        grace_s: float,
+        notices: Notices,
+        deliver: Callable[[deque[Delivery], int], None],
+        ended: Callable[[], None],
+    ) -> None:
+        """ConfigError where the address cannot be had. ``deliver`` and the other callables are called in the thread."""
+        self.consumed_bytes = 0
+        """What the event loop has taken of the deliveries; the loop writes."""
+        self._delivered_bytes = 0
+        self.paused = False
+        """Whether nothing is read until the event loop has caught up."""
+        self._limits = limits
+        self._deliver = deliver
+        self._ended = ended
+        self._closes_s: float | None = None
+        self._checked_s = 0.0
+        self._log = structlog.get_logger().bind(node=node)
+        self._sockets = Sockets(node, identity, limits, encrypted)
+        try:
+            router = self._sockets.router(*bind)
+        except ConfigError:
+            self._sockets.close(0)
+            raise
+        self.address = router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self.poll = Poll()
+        self.refusals = Refusals(node, limits.refusals)
+        self.links = Links(self._sockets, self.poll, self.refusals, limits.queue_bytes, grace_s, notices)
+        self.inbound = Inbound(router, limits, self.links, self.refusals)
+        self._admission = Admission(self._sockets.context, self.inbound.banned, self._on_stranger)
+        self.poll.add(router, self._on_router)
+        self.poll.add(self.inbound.monitor, self.inbound.on_monitor)
+        self._thread = threading.Thread(target=self._run, name=f"starling-io-{node}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the thread's end."""
+        self._thread.join()
+
+    def admit(self, roster: Roster) -> None:
+        """Talk to these nodes, and to nobody else."""
+        if self._admission.roster is None:
+            self.poll.add(self._admission.zap_socket, self._admission.answer)
+        self._admission.roster = roster
+        self.inbound.admit(roster)
+        self.links.admit(roster)
+
+    def resume(self) -> None:
+        """Read on, if the event loop has caught up."""
+        if self.paused and self._backlog_bytes() <= self._limits.backlog_bytes:
+            self.paused = False
+            self.poll.reading(self.inbound.router, True)
+
+    def close(self, linger_s: float) -> None:
+        """Send what is queued, for at most ``linger_s``, say good-bye and end the thread."""
+        self._closes_s = time.monotonic() + linger_s
+
+    def _backlog_bytes(self) -> int:
+        return self._delivered_bytes - self.consumed_bytes
+
+    def _on_router(self) -> None:
+        before_bytes = self.links.traffic.bytes_received
+        batch = self.inbound.read()
+        if not batch:
+            return
+        cost = self.links.traffic.bytes_received - before_bytes + len(batch) * MESSAGE_BYTES
+        self._delivered_bytes += cost
+        self._deliver(deque(batch), cost)
+        if self._backlog_bytes() > self._limits.backlog_bytes:
+            self.paused = True
+            self.poll.reading(self.inbound.router, False)
+            self.resume()  # the loop may have caught up before it could see the pause
+
+    def _on_stranger(self, address: str, detail: str) -> None:
+        self.refusals.by_address("stranger", address, time.monotonic(), detail)
+
+    def _run(self) -> None:
+        try:
+            while not self._finished():
+                self._turn()
+        except Exception:
+            self._log.critical("the transport has failed and stops", exc_info=True)
+        finally:
+            self._end()
+
+    def _turn(self) -> None:
+        probing = self.inbound.disconnected_s is not None
+        hurried = self._closes_s is not None or self.links.waiting or probing
+        self.poll.turn(CHECK_MS if hurried else None)
+        now_s = time.monotonic()
+        if hurried and now_s - self._checked_s >= CHECK_MS / 1000:
+            self._checked_s = now_s
+            self.links.check(now_s)
+            if probing:
+                self.inbound.probe(now_s)
+        self.links.pump()
+
+    def _finished(self) -> bool:
+        return self._closes_s is not None and (self.links.idle or time.monotonic() >= self._closes_s)
+
+    def _end(self) -> None:
+        remaining_s = (self._closes_s or 0.0) - time.monotonic()
+        self.links.say_bye()
+        self.inbound.say_bye()
+        self._sockets.close(max(100, int(remaining_s * 1000)))
+        self.poll.close()
+        self._ended()

@@ -1,0 +1,203 @@
+"""One node's way to one peer: a socket, what waits to be sent, and the window that keeps models from piling up.
+
+Small messages go first, packed together. A large one goes as chunks, at most a window of them on their way, so that a
+small message never has more than a window in front of it. A link that breaks is dialled again by ZeroMQ: the message
+that was on its way in chunks starts again, what had been handed over whole is taken for sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, TypeAlias
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from node.codec import Encoded
+from node.errors import Unreachable
+from node.identity import Card
+from node.live import frames
+from node.live.sockets import Sockets
+
+_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
+)
+
+
+class Account:
+    """Bytes on their way to one peer. Two threads read it; each of the fields has one that writes it."""
+
+    __slots__ = ("accepted_bytes", "left_bytes", "wanted")
+
+    def __init__(self) -> None:
+        self.accepted_bytes = 0
+        """Taken from callers; the event loop's."""
+        self.wanted = False
+        """Whether a caller waits for room; the event loop's."""
+        self.left_bytes = 0
+        """Sent or given up; the I/O thread's."""
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits, or is on its way in chunks."""
+        return self.accepted_bytes - self.left_bytes
+
+
+class Traffic:
+    """Messages and their bytes (header and payloads) that have passed; the I/O thread writes."""
+
+    def __init__(self) -> None:
+        self.messages_sent = self.bytes_sent = self.messages_received = self.bytes_received = 0
+
+
+Outgoing: TypeAlias = tuple[Encoded, object]
+"""A message to send, and what its owner wants held until it has left."""
+
+
+class _Bulk:
+    """A message on its way in chunks."""
+
+    def __init__(self, number: int, outgoing: Outgoing) -> None:
+        self.number = number
+        self.outgoing = outgoing
+        self.announced = False
+        self.position = 0
+        self.pieces = [
+            (index, offset, buffer[offset : offset + frames.CHUNK_BYTES])
+            for index, buffer in enumerate(outgoing[0].buffers)
+            for offset in range(0, buffer.nbytes, frames.CHUNK_BYTES)
+        ]
+
+
+class Link:
+    """The sending side towards one peer; all of it belongs to the I/O thread. Unreachable for an impossible address."""
+
+    def __init__(self, sockets: Sockets, card: Card, account: Account, traffic: Traffic, now_s: float) -> None:
+        self.card = card
+        self.account = account
+        self.connected = False
+        self.blocked = False
+        self.down_since_s = now_s
+        self._traffic = traffic
+        self._small: deque[Outgoing] = deque()
+        self._packed: tuple[bytes, list[int]] | None = None
+        self._bulk: deque[_Bulk] = deque()
+        self._transfers = 0
+        self._in_flight: deque[tuple[int, Outgoing]] = deque()
+        self._sent = self._acknowledged = 0
+        self.socket = sockets.dealer(card)
+        self.monitor = self.socket.get_monitor_socket(_EVENTS)
+        try:
+            self.socket.connect(card.address)
+        except zmq.ZMQError as error:
+            self.close(0)
+            raise Unreachable(f"node {card.node} cannot be at {card.address}: {error.strerror}") from None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be sent."""
+        return not (self._small or self._packed or self._bulk or self._in_flight)
+
+    def add(self, outgoing: Outgoing) -> None:
+        """Queue a message; :meth:`pump` sends it."""
+        if frames.is_small(outgoing[0]):
+            self._small.append(outgoing)
+        else:
+            self._transfers += 1
+            self._bulk.append(_Bulk(self._transfers, outgoing))
+
+    def pump(self) -> None:
+        """Hand over to ZeroMQ as much as socket and window take."""
+        try:
+            self._pump_small()
+            self._pump_bulk()
+            self.blocked = False
+        except zmq.Again:
+            self.blocked = True
+
+    def drop(self) -> None:
+        """Give up everything queued: the peer has gone."""
+        if self._packed:
+            self.account.left_bytes += sum(self._packed[1])
+        for outgoing in [*self._small, *(bulk.outgoing for bulk in self._bulk)]:
+            self.account.left_bytes += outgoing[0].size_bytes
+        self._small.clear()
+        self._bulk.clear()
+        self._packed = None
+        self._give_up_in_flight()
+
+    def credited(self, chunks: int) -> None:
+        """The peer has taken chunks out of the window."""
+        self._acknowledged = min(self._acknowledged + chunks, self._sent)
+        while self._in_flight and self._in_flight[0][0] <= self._acknowledged:
+            self._has_left([self._in_flight.popleft()[1][0].size_bytes])
+
+    def monitor_event(self, now_s: float) -> dict[str, Any]:
+        """Take one event from the monitor and follow it: the link is up, or it is down since now."""
+        event: dict[str, Any] = dict(parse_monitor_message(self.monitor.recv_multipart()))
+        if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.connected = True
+        elif event["event"] == zmq.EVENT_DISCONNECTED and self.connected:
+            self.connected = False
+            self.down_since_s = now_s
+            self._give_up_in_flight()
+            for bulk in self._bulk:
+                bulk.announced, bulk.position = False, 0
+        return event
+
+    def close(self, linger_ms: int) -> None:
+        """Close the sockets; what ZeroMQ already has may still leave within the linger."""
+        self.drop()
+        self.socket.disable_monitor()
+        self.monitor.close(0)
+        self.socket.close(linger_ms)
+
+    def _pump_small(self) -> None:
+        while self._packed or self._small:
+            if self._packed is None:
+                self._packed = self._pack()
+            frame, sizes = self._packed
+            self.socket.send(frame, zmq.NOBLOCK)
+            self._packed = None
+            self._has_left(sizes)
+
+    def _pack(self) -> tuple[bytes, list[int]]:
+        parts: list[bytes | memoryview] = [bytes([frames.SMALL])]
+        sizes: list[int] = []
+        room = frames.PACK_BYTES
+        while self._small and (not sizes or self._small[0][0].size_bytes <= room):
+            encoded = self._small.popleft()[0]
+            parts += frames.small_parts(encoded)
+            sizes.append(encoded.size_bytes)
+            room -= encoded.size_bytes + frames.LENGTHS_BYTES
+        return b"".join(parts), sizes
+
+    def _pump_bulk(self) -> None:
+        while self._bulk and self._sent - self._acknowledged < frames.WINDOW_CHUNKS:
+            bulk = self._bulk[0]
+            if not bulk.announced:
+                self.socket.send(frames.announce(bulk.number, bulk.outgoing[0].header), zmq.NOBLOCK)
+                bulk.announced = True
+            index, offset, piece = bulk.pieces[bulk.position]
+            self.socket.send(frames.chunk(bulk.number, index, offset), zmq.NOBLOCK | zmq.SNDMORE)
+            self.socket.send(piece, zmq.NOBLOCK, copy=False)
+            self._sent += 1
+            bulk.position += 1
+            if bulk.position == len(bulk.pieces):
+                self._bulk.popleft()
+                self._in_flight.append((self._sent, bulk.outgoing))
+
+    def _has_left(self, sizes: list[int]) -> None:
+        size_bytes = sum(sizes)
+        self.account.left_bytes += size_bytes
+        self._traffic.messages_sent += len(sizes)
+        self._traffic.bytes_sent += size_bytes
+
+    def _give_up_in_flight(self) -> None:
+        self.account.left_bytes += sum(outgoing[0].size_bytes for _, outgoing in self._in_flight)
+        self._in_flight.clear()
+        self._sent = self._acknowledged = 0

@@ -1,0 +1,188 @@
+"""The links to all peers that we send to, and who of them is there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import zmq
+
+from node.codec import Encoded
+from node.errors import TransportError, Unreachable
+from node.identity import Roster
+from node.live import frames
+from node.live.link import Account, Link, Traffic
+from node.live.poll import Poll
+from node.live.refusals import Refusals
+from node.live.sockets import Sockets
+
+
+class Notices(NamedTuple):
+    """What the I/O thread tells the event loop about a peer."""
+
+    gone: Callable[[int], None]
+    """It said good-bye, was cut off, or did not come back in time."""
+    back: Callable[[int], None]
+    """One that was gone is there again."""
+    room: Callable[[int], None]
+    """Its queue is within its bound again."""
+
+
+class Links:
+    """One link per peer that is sent to or watched; all but :meth:`account` belongs to the I/O thread."""
+
+    def __init__(
+        self, sockets: Sockets, poll: Poll, refusals: Refusals, queue_bytes: int, grace_s: float, notices: Notices
+    ) -> None:
+        self.traffic = Traffic()
+        self._sockets = sockets
+        self._poll = poll
+        self._refusals = refusals
+        self._queue_bytes = queue_bytes
+        self._grace_s = grace_s
+        self._notices = notices
+        self._roster: Roster | None = None
+        self._links: dict[int, Link] = {}
+        self._accounts: dict[int, Account] = {}
+        self._gone: set[int] = set()
+        self._ready: dict[int, Link] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be sent to anybody."""
+        return all(link.idle for link in self._links.values())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether some link is down whose peer may still come back in time."""
+        return any(not link.connected and peer not in self._gone for peer, link in self._links.items())
+
+    def account(self, peer: int) -> Account:
+        """The bytes on their way to a peer; from any thread."""
+        return self._accounts.get(peer) or self._accounts.setdefault(peer, Account())
+
+    def has(self, peer: int) -> bool:
+        """Whether there is a link to the peer."""
+        return peer in self._links
+
+    def admit(self, roster: Roster) -> None:
+        """Close the links to those who are not in the roster, or there with another address or key: these are new."""
+        before, self._roster = self._roster, roster
+        for peer in sorted({*self._links, *self._gone}):
+            if peer not in roster:
+                self.lose(peer)
+            elif before is None or peer not in before or roster.card(peer) != before.card(peer):
+                linked = peer in self._links
+                self._close(peer)
+                self.heard(peer)
+                if linked:
+                    self.watch(peer)
+
+    def send(self, peer: int, encoded: Encoded, keep: object) -> None:
+        """Queue a message for a peer; :meth:`pump` sends it. To one that has gone it is dropped."""
+        link = None if peer in self._gone else self._links.get(peer) or self._open(peer)
+        if link is None:
+            self.account(peer).left_bytes += encoded.size_bytes
+        else:
+            link.add((encoded, keep))
+            self._ready[peer] = link
+
+    def watch(self, peer: int) -> None:
+        """Have a link to the peer, so that its going is noticed."""
+        if peer not in self._gone:
+            self._open(peer)
+
+    def heard(self, peer: int) -> None:
+        """A peer has spoken; one that had gone is back."""
+        if peer in self._gone:
+            self._gone.discard(peer)
+            self._notices.back(peer)
+
+    def lose(self, peer: int) -> None:
+        """A peer has gone for good, as far as it can be known: close its link, and say so once."""
+        self._close(peer)
+        if peer not in self._gone:
+            self._gone.add(peer)
+            self._notices.gone(peer)
+
+    def pump(self) -> None:
+        """Send what can be sent, and tell who waited for it."""
+        ready, self._ready = self._ready, {}
+        for peer, link in ready.items():
+            blocked = link.blocked
+            link.pump()
+            if link.blocked != blocked:
+                self._poll.writing(link.socket, link.blocked)
+            if link.account.wanted and link.account.queued_bytes <= self._queue_bytes:
+                self._notices.room(peer)
+
+    def check(self, now_s: float) -> None:
+        """Give up the peers whose links have been down for longer than the grace. Their links keep trying."""
+        for peer, link in list(self._links.items()):
+            if not link.connected and peer not in self._gone and now_s - link.down_since_s >= self._grace_s:
+                link.drop()
+                self._gone.add(peer)
+                self._notices.gone(peer)
+
+    def say_bye(self) -> None:
+        """Tell every peer that we stop, behind everything else that it was sent."""
+        for link in self._links.values():
+            with contextlib.suppress(zmq.ZMQError):
+                link.socket.send(frames.BYE_FRAME, zmq.NOBLOCK)
+
+    def _open(self, peer: int) -> Link | None:
+        link = self._links.get(peer)
+        if link is None and self._roster is not None and peer in self._roster:
+            card = self._roster.card(peer)
+            try:
+                link = Link(self._sockets, card, self.account(peer), self.traffic, time.monotonic())
+            except Unreachable as error:
+                self._refusals.by_address("address", card.address, time.monotonic(), str(error))
+                self.lose(peer)
+                return None
+            self._links[peer] = link
+            self._poll.add(link.socket, lambda: self._on_socket(peer, link))
+            self._poll.add(link.monitor, lambda: self._on_monitor(peer, link))
+        return link
+
+    def _close(self, peer: int) -> None:
+        link = self._links.pop(peer, None)
+        if link is not None:
+            self._ready.pop(peer, None)
+            self._poll.remove(link.socket)
+            self._poll.remove(link.monitor)
+            link.close(0)
+
+    def _on_socket(self, peer: int, link: Link) -> None:
+        self._ready[peer] = link
+        while True:
+            try:
+                parts = link.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            frame = parts[0]
+            if frame == frames.BYE_FRAME:
+                self.lose(peer)
+                return
+            if frame == frames.PROBE_FRAME:
+                continue
+            try:
+                if frame[:1] != bytes([frames.CREDIT]):
+                    raise frames.Refused("kind", "a frame of a kind that only senders send")
+                link.credited(frames.read_credit(frame))
+            except TransportError as error:
+                if self._refusals.by_peer("kind", peer, time.monotonic(), str(error)):
+                    self.lose(peer)
+                    return
+
+    def _on_monitor(self, peer: int, link: Link) -> None:
+        event = link.monitor_event(time.monotonic())
+        kind = event["event"]
+        if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.heard(peer)
+            self._ready[peer] = link
+        elif kind != zmq.EVENT_DISCONNECTED:
+            detail = f"{zmq.Event(kind).name} {event['value']}: node {peer} has another key there, or does not admit us"
+            self._refusals.by_address("handshake", link.card.address, time.monotonic(), detail)

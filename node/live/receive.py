@@ -1,0 +1,146 @@
+"""What arrives from peers, frame by frame, becomes messages: all the checks, no sockets.
+
+A peer here is a CURVE key's holder, known from the link; nothing that a frame says about its sender is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from node.codec import Header, Limits, decode_header
+from node.errors import FrameTooLarge
+from node.live.buffers import BufferPool
+from node.live.frames import CHUNK_BYTES, Chunk, Refused, read_announce, read_small
+
+_ALIGN_BYTES = 64
+
+
+Delivery: TypeAlias = tuple[int, Header, list[memoryview]]
+"""A message that is here with all its payloads, and who sent it."""
+
+
+class _Transfer:
+    """A message whose payloads arrive in chunks, in order, each at its place in one reused buffer."""
+
+    def __init__(self, header: Header, pool: BufferPool) -> None:
+        self.header = header
+        starts, end = [], 0
+        for spec in header.specs:
+            starts.append(end)
+            end += -(-spec.size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
+        room = pool.take(end)
+        self.buffers = [room[start : start + spec.size_bytes] for start, spec in zip(starts, header.specs, strict=True)]
+        self._buffer, self._offset = 0, 0
+        self._skip_full()
+
+    @property
+    def complete(self) -> bool:
+        return self._buffer == len(self.buffers)
+
+    def slot(self, chunk: Chunk) -> memoryview:
+        if (chunk.buffer, chunk.offset) != (self._buffer, self._offset):
+            raise Refused(
+                "chunk",
+                f"a chunk at {chunk.buffer}:{chunk.offset} where {self._buffer}:{self._offset} comes next",
+            )
+        return self.buffers[self._buffer][self._offset : self._offset + CHUNK_BYTES]
+
+    def advance(self, size_bytes: int) -> None:
+        self._offset += size_bytes
+        self._skip_full()
+
+    def _skip_full(self) -> None:
+        while not self.complete and self._offset == self.buffers[self._buffer].nbytes:
+            self._buffer, self._offset = self._buffer + 1, 0
+
+
+class _Inbox:
+    """What one peer has on its way to us."""
+
+    def __init__(self) -> None:
+        self.connection = b""
+        self.transfers: dict[int, _Transfer] = {}
+
+    @property
+    def arriving_bytes(self) -> int:
+        return sum(transfer.header.size_bytes for transfer in self.transfers.values())
+
+
+class Receiver:
+    """Checks and assembles. Every method raises a TransportError for a frame that is refused; its state stays whole."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._pool = BufferPool(limits.backlog_bytes)
+        self._inboxes: dict[int, _Inbox] = {}
+
+    def connection(self, peer: int, connection: bytes) -> None:
+        """Frames of ``peer`` now come over ``connection``: what was arriving over an earlier one ends there."""
+        inbox = self._inboxes.get(peer)
+        if inbox is None:
+            inbox = self._inboxes[peer] = _Inbox()
+        if inbox.connection != connection:
+            inbox.connection = connection
+            inbox.transfers.clear()
+
+    def connections(self) -> list[tuple[int, bytes]]:
+        """The peers that we hear from, each with its connection."""
+        return [(peer, inbox.connection) for peer, inbox in self._inboxes.items()]
+
+    def forget(self, peer: int) -> None:
+        """The peer has gone: free all that it left half-way."""
+        self._inboxes.pop(peer, None)
+
+    def small(self, peer: int, frame: memoryview) -> Iterator[Delivery]:
+        """The messages of a SMALL frame, up to the first that is refused."""
+        for header_bytes, payload in read_small(frame):
+            header = decode_header(header_bytes, self._limits)
+            if header.size_bytes != len(header_bytes) + len(payload):
+                raise Refused("malformed", f"a payload of {len(payload)} bytes is not what its header announces")
+            buffers: list[memoryview] = []
+            at = 0
+            for spec in header.specs:
+                # A copy of its own: aligned, writable, and not holding on to the rest of the frame.
+                buffers.append(memoryview(bytearray(payload[at : at + spec.size_bytes])))
+                at += spec.size_bytes
+            yield peer, header, buffers
+
+    def announce(self, peer: int, frame: memoryview) -> None:
+        """An ANNOUNCE: allocate its room if all bounds hold."""
+        number, header_bytes = read_announce(frame)
+        header = decode_header(header_bytes, self._limits)
+        inbox = self._inboxes[peer]
+        if number in inbox.transfers:
+            raise Refused("transfer", f"transfer {number} is announced twice")
+        if header.size_bytes == len(header_bytes):
+            raise Refused("transfer", f"transfer {number} announces no payload")
+        if len(inbox.transfers) >= self._limits.transfers:
+            raise Refused("transfer", f"more than {self._limits.transfers} transfers at a time")
+        if inbox.arriving_bytes + header.size_bytes > self._limits.arriving_bytes:
+            raise FrameTooLarge(f"more than {self._limits.arriving_bytes} bytes arriving from one peer")
+        inbox.transfers[number] = _Transfer(header, self._pool)
+
+    def slot(self, peer: int, chunk: Chunk) -> memoryview:
+        """Where the payload of the next chunk goes; its length is exactly the payload's."""
+        transfers = self._inboxes[peer].transfers
+        if chunk.transfer not in transfers:
+            raise Refused("transfer", f"a chunk of unknown transfer {chunk.transfer}")
+        try:
+            return transfers[chunk.transfer].slot(chunk)
+        except Refused:
+            del transfers[chunk.transfer]
+            raise
+
+    def arrived(self, peer: int, chunk: Chunk, wanted_bytes: int, got_bytes: int) -> Delivery | None:
+        """The payload is in its slot. The whole message, if that was the last chunk of it."""
+        transfers = self._inboxes[peer].transfers
+        transfer = transfers[chunk.transfer]
+        if got_bytes != wanted_bytes:
+            del transfers[chunk.transfer]
+            raise Refused("chunk", f"a chunk of {got_bytes} bytes where {wanted_bytes} are announced")
+        transfer.advance(got_bytes)
+        if not transfer.complete:
+            return None
+        del transfers[chunk.transfer]
+        return peer, transfer.header, transfer.buffers

@@ -1,0 +1,212 @@
+"""Messages between this node and its peers, for code that runs on the event loop.
+
+One ROUTER socket that peers reach us at and one DEALER per peer that we send to, encrypted and authenticated by CURVE
+(ZeroMQ RFC 25/26) and owned by one I/O thread. Messages to one peer keep their order, except that small ones (below 64
+KiB) overtake large ones. A message is delivered at most once: one that had been handed over when a link broke may be
+lost with it, one that was still arriving in chunks starts again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from node.codec import Encoded, Header, Limits
+from node.errors import FrameTooLarge, NotAMember, TransportError, Unreachable
+from node.identity import Identity, Roster
+from node.live.io_thread import IoThread
+from node.live.links import Notices
+from node.live.receive import Delivery
+
+
+class Counters(NamedTuple):
+    """What has passed so far. Bytes are headers and payloads, as the simulated network counts them."""
+
+    messages_sent: int
+    bytes_sent: int
+    messages_received: int
+    bytes_received: int
+    refused: dict[str, int]
+    """Frames and handshakes that were refused, by reason."""
+
+
+class Transport:
+    """Sends and receives messages for one node. All methods are called on the event loop's thread."""
+
+    address: str
+    """Where peers reach this node, ``tcp://host:port``; known once started."""
+
+    def __init__(
+        self,
+        node: int,
+        identity: Identity,
+        *,
+        on_message: Callable[[int, Header, list[memoryview]], None],
+        on_lost: Callable[[int], None],
+        listen: str = "127.0.0.1",
+        port: int = 0,
+        limits: Limits | None = None,
+        grace_s: float = 3.0,
+        encrypted: bool = True,
+    ) -> None:
+        """``on_message`` gets sender, header and payloads; ``on_lost`` a peer whose link is gone for ``grace_s``.
+
+        Without encryption anybody can be anybody: that is for benchmarks alone. Port 0 is any free one.
+        """
+        self._node = node
+        self._identity = identity
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._bind = (listen, port)
+        self._limits = limits or Limits()
+        self._grace_s = grace_s
+        self._encrypted = encrypted
+        self._roster: Roster | None = None
+        self._gone: set[int] = set()
+        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}
+        self._io: IoThread | None = None
+        self._closing = False
+        self._ended = asyncio.Event()
+
+    def start(self) -> None:
+        """Bind and begin to listen; ConfigError where the address cannot be had. Nobody is let in before ``admit``."""
+        self._loop = asyncio.get_running_loop()
+        self._io = IoThread(
+            self._node,
+            self._identity,
+            self._limits,
+            bind=self._bind,
+            encrypted=self._encrypted,
+            grace_s=self._grace_s,
+            notices=Notices(
+                lambda peer: self._tell(self._peer_gone, peer),
+                lambda peer: self._tell(self._gone.discard, peer),
+                lambda peer: self._tell(self._release, peer),
+            ),
+            deliver=lambda batch, cost: self._tell(self._receive, batch, cost),
+            ended=lambda: self._tell(self._io_ended),
+        )
+        self._enqueue = self._io.links.send
+        self.address = self._io.address
+        self._io.start()
+
+    def admit(self, roster: Roster) -> None:
+        """Talk to the nodes of this roster, and to nobody else; a later call replaces it."""
+        io = self._running()
+        self._roster = roster
+        io.poll.post(io.admit, roster)
+
+    def watch(self, peers: Iterable[int]) -> None:
+        """Keep links to these peers even if nothing is sent to them, so that ``on_lost`` is called when they go."""
+        io = self._running()
+        for peer in peers:
+            io.poll.post(io.links.watch, peer)
+
+    async def send(self, to: int, encoded: Encoded, *, keep: object = None) -> None:
+        """Queue a message for a peer; waits while what is queued for that peer is beyond ``limits.queue_bytes``.
+
+        The buffers must not change, and ``keep`` is held, until the bytes have left. NotAMember for a node that is not
+        in the roster, Unreachable for one that has gone, FrameTooLarge for a message that no peer would accept.
+        """
+        io = self._running()
+        if self._roster is None or to not in self._roster:
+            raise NotAMember(f"node {to} is not in the roster; admit a roster that has its card")
+        if encoded.size_bytes > self._limits.message_bytes or len(encoded.header) > self._limits.header_bytes:
+            raise FrameTooLarge(
+                f"a message of {encoded.size_bytes} bytes (header {len(encoded.header)}) to node {to}; allowed are "
+                f"{self._limits.message_bytes} (header {self._limits.header_bytes})"
+            )
+        account = io.links.account(to)
+        while account.queued_bytes > self._limits.queue_bytes and to not in self._gone and not self._closing:
+            account.wanted = True
+            if account.queued_bytes > self._limits.queue_bytes:  # it may have left before the I/O thread could see us
+                await self._room(to)
+        if self._closing:
+            raise TransportError(
+                f"a message to node {to}: this node's transport is closing; send nothing after close()"
+            )
+        if to in self._gone:
+            raise Unreachable(f"node {to} has gone; its link did not come back")
+        account.accepted_bytes += encoded.size_bytes
+        io.poll.post(self._enqueue, to, encoded, keep)
+
+    def counters(self) -> Counters:
+        """What has passed so far."""
+        io = self._running()
+        traffic = io.links.traffic
+        return Counters(
+            traffic.messages_sent,
+            traffic.bytes_sent,
+            traffic.messages_received,
+            traffic.bytes_received,
+            dict(sorted(io.refusals.counts.items())),
+        )
+
+    async def close(self, linger_s: float = 0.5) -> None:
+        """Send what is queued, for at most ``linger_s``, say good-bye to the peers, and leave nothing behind."""
+        if self._io is None:
+            return
+        self._closing = True
+        self._release_all()
+        self._io.poll.post(self._io.close, linger_s)
+        await self._ended.wait()
+        self._io.join()
+
+    def _running(self) -> IoThread:
+        if self._io is None:
+            raise TransportError("the transport has not been started; call start() first")
+        return self._io
+
+    async def _room(self, peer: int) -> None:
+        future = self._loop.create_future()
+        waiting = self._waiting.setdefault(peer, deque())
+        waiting.append(future)
+        try:
+            await future
+        finally:
+            with contextlib.suppress(ValueError):
+                waiting.remove(future)
+
+    def _release(self, peer: int) -> None:
+        if self._io is not None:
+            self._io.links.account(peer).wanted = False
+        for future in self._waiting.pop(peer, ()):
+            if not future.done():
+                future.set_result(None)
+
+    def _release_all(self) -> None:
+        for peer in list(self._waiting):
+            self._release(peer)
+
+    def _receive(self, batch: deque[Delivery], cost: int) -> None:
+        while batch:
+            sender, header, buffers = batch.popleft()
+            try:
+                self._on_message(sender, header, buffers)
+            except BaseException:
+                self._loop.call_soon(self._receive, batch, cost)  # one bad message must not cost the others
+                raise
+        io = self._running()
+        io.consumed_bytes += cost
+        if io.paused:
+            io.poll.post(io.resume)
+
+    def _peer_gone(self, peer: int) -> None:
+        self._gone.add(peer)
+        self._release(peer)
+        self._on_lost(peer)
+
+    def _io_ended(self) -> None:
+        self._closing = True
+        self._release_all()
+        self._ended.set()
+
+    def _tell(self, function: Callable[..., None], *args: object) -> None:
+        # In the I/O thread. Where the loop has been closed without us there is nobody left to serve.
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            self._running().close(0.0)

@@ -1,0 +1,191 @@
+"""Where a node's messages wait to be collected: a state machine without I/O.
+
+A wait is over at once, in one wake-up, when everybody it waits for has been heard, when a quorum has (and its grace has
+passed), at its deadline, or when those who are missing are known to be gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Any
+
+from node.clock import Clock, Priority
+from node.errors import ProtocolError, Unreachable
+from node.message import Message, Slot
+
+_MOST_UNCLAIMED = 4_096
+"""Slots that may wait for a ``collect`` that never comes, before the oldest is dropped."""
+
+
+def describe(slot: Slot) -> str:
+    """A slot in words: the wire name, then its key."""
+    kind, *key = slot
+    fields = " ".join(f"{field}={value}" for field, value in zip(kind.key_fields, key, strict=True))
+    return f"{kind.wire_name} {fields}".rstrip()
+
+
+class Box:
+    """What has come for one slot, and the one who waits for it."""
+
+    __slots__ = ("awaited", "frm", "future", "grace_s", "messages", "quorum", "since_s", "slot", "strict")
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.messages: dict[int, Message] = {}
+        self.future: asyncio.Future[dict[int, Any]] | None = None
+        """Set while somebody waits; the rest says for what."""
+        self.frm: Sequence[int] | None = None
+        self.quorum: int | None = None
+        self.grace_s = 0.0
+        self.since_s = 0.0
+        self.strict = False
+        self.awaited = -1
+        """Peers of ``frm`` that may still be heard; without ``frm`` nobody knows, and it falls from -1."""
+
+    def heard(self) -> int:
+        """How many of those who are waited for have been heard."""
+        return len(self.messages) if self.frm is None else sum(peer in self.messages for peer in self.frm)
+
+    def result(self) -> dict[int, Any]:
+        """What was heard, sorted by peer."""
+        messages = self.messages
+        if self.frm is None:
+            return dict(sorted(messages.items()))
+        return {peer: messages[peer] for peer in self.frm if peer in messages}
+
+
+class Mailbox:
+    """One node's undelivered messages and open waits."""
+
+    __slots__ = ("_boxes", "_clock", "_closed", "_newest", "late", "owner")
+
+    def __init__(self, owner: int, clock: Clock) -> None:
+        self.owner = owner
+        self.late = 0
+        """Messages dropped because their key had been collected already."""
+        self._clock = clock
+        self._boxes: dict[Slot, Box] = {}
+        self._newest: Box | None = None
+        """The box opened last, where it is still open: most messages are for it, and finding it costs no hashing."""
+        self._closed: dict[type[Message], tuple[Any, ...]] = {}
+
+    def put(self, sender: int, message: Message) -> None:
+        """Take in a message; may end a wait. A newer one of the same sender and slot takes the older one's place."""
+        box = self._newest
+        if box is None or box.slot != message.slot:
+            box = self._boxes.get(message.slot) or self._open(message.slot)
+            if box is None:
+                self.late += 1
+                return
+        messages = box.messages
+        if box.future is None or sender in messages:
+            messages[sender] = message
+            return
+        messages[sender] = message
+        if box.frm is None or sender in box.frm:
+            box.awaited -= 1
+            if box.awaited == 0 or (box.quorum is not None and box.heard() >= box.quorum):
+                self._satisfied(box)
+
+    def _open(self, slot: Slot) -> Box | None:
+        """A new box; None where the slot has been collected already, so that what comes for it is late."""
+        closed = self._closed.get(slot[0])
+        if closed is not None and slot[1:] <= closed:
+            return None
+        if len(self._boxes) >= _MOST_UNCLAIMED:
+            self._boxes.pop(next(old for old, box in self._boxes.items() if box.future is None))
+            self.late += 1
+        box = self._newest = self._boxes[slot] = Box(slot)
+        return box
+
+    def collect(
+        self,
+        slot: Slot,
+        frm: Sequence[int] | None,
+        lost: Sequence[int],
+        *,
+        timeout_s: float | None,
+        quorum: int | None,
+        grace_s: float,
+    ) -> Awaitable[dict[int, Any]] | dict[int, Any]:
+        """Begin a wait: the result where it is over already, otherwise an awaitable for it."""
+        box = self._boxes.get(slot) or self._open(slot)
+        if box is None or box.future is not None:
+            why = "again" if box is None else "twice at once"
+            raise ProtocolError(f"node {self.owner} collects {describe(slot)} {why}; a key is collected once, rising")
+        box.frm, box.quorum, box.grace_s = frm, quorum, grace_s
+        box.strict = quorum is None and timeout_s is None
+        box.awaited = -1 if frm is None else self._missing(box, frm, lost)
+        enough = quorum is not None and box.heard() >= quorum
+        if box.awaited == 0 or (enough and not grace_s):
+            self._close(slot)
+            return box.result()
+        box.since_s = self._clock.time()
+        box.future = asyncio.get_running_loop().create_future()
+        if timeout_s is not None:
+            self._clock.post(timeout_s, self._finish, box, Priority.TIMER)
+        if enough:
+            self._clock.post(grace_s, self._finish, box, Priority.TIMER)
+        return box.future
+
+    def _missing(self, box: Box, frm: Sequence[int], lost: Sequence[int]) -> int:
+        """How many of ``frm`` may still come."""
+        if not box.messages and not lost:
+            return len(frm)
+        missing = [peer for peer in frm if peer not in box.messages]
+        gone = [peer for peer in missing if peer in lost]
+        if gone and box.strict:
+            raise self._unreachable(box, gone[0])
+        return len(missing) - len(gone)
+
+    def _satisfied(self, box: Box) -> None:
+        if box.awaited and box.grace_s:
+            self._clock.post(box.grace_s, self._finish, box, Priority.TIMER)
+        else:
+            self._finish(box)
+
+    def _finish(self, box: Box) -> None:
+        if self._boxes.get(box.slot) is not box:
+            return
+        self._close(box.slot)
+        if box.future is not None and not box.future.done():
+            box.future.set_result(box.result())
+
+    def _close(self, slot: Slot) -> None:
+        if self._boxes.pop(slot) is self._newest:
+            self._newest = None
+        if len(slot) > 1:
+            self._closed[slot[0]] = slot[1:]
+
+    def lose(self, peer: int) -> None:
+        """A peer is gone: no wait waits for it any longer; one that needs it fails."""
+        for box in self._waiting():
+            if box.frm is None or peer not in box.frm or peer in box.messages:
+                continue
+            if box.strict:
+                self._close(box.slot)
+                if box.future is not None and not box.future.done():
+                    box.future.set_exception(self._unreachable(box, peer))
+                continue
+            box.awaited -= 1
+            if box.awaited == 0:
+                self._finish(box)
+
+    def _waiting(self) -> list[Box]:
+        return [box for box in self._boxes.values() if box.future is not None]
+
+    def _unreachable(self, box: Box, peer: int) -> Unreachable:
+        return Unreachable(
+            f"node {self.owner} needs {describe(box.slot)} from node {peer}, which is gone; "
+            "give the protocol a deadline to go on without those who are missing"
+        )
+
+    def stories(self) -> Iterator[str]:
+        """One line for each open wait: what for, from whom, since when."""
+        for box in self._waiting():
+            missing = "" if box.frm is None else f" from {[peer for peer in box.frm if peer not in box.messages]}"
+            yield (
+                f"node {self.owner} waits for {describe(box.slot)}{missing} since {box.since_s:g} s, "
+                f"has heard {box.heard()}"
+            )

@@ -1,0 +1,99 @@
+"""Mods and observers: privacy, compression, attack and defence wrap any protocol, node by node, without editing it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from node.config import Section
+from node.message import Message
+from node.op import Ref
+
+if TYPE_CHECKING:
+    from node.context import Context
+
+
+class Observer:
+    """Sees what its node sees, and changes nothing. One instance per node."""
+
+    class Config(Section):
+        """An observer's own options: keys of its ``[[mods]]`` table."""
+
+    config: Any
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def sent(self, ctx: Context, to: int, message: Message) -> None:
+        """A message has left for ``to``, after every mod."""
+
+    def received(self, ctx: Context, sender: int, message: Message) -> None:
+        """A message has come from ``sender``, before any mod."""
+
+    def trained(self, ctx: Context, before: Ref, after: Ref) -> None:
+        """The node trains ``before`` into ``after``, after every mod."""
+
+
+class Mod:
+    """Wraps a node's traffic and training. One instance per node; several apply in the order of the experiment file.
+
+    Every method may record ops on the Refs it is given (``ctx.apply``) and return new ones.
+    """
+
+    class Config(Section):
+        """A mod's own options: keys of its ``[[mods]]`` table."""
+
+    config: Any
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def outgoing(self, ctx: Context, to: int, message: Message) -> Message | None:
+        """What leaves for ``to`` in place of ``message``; None: nothing does."""
+        return message
+
+    def incoming(self, ctx: Context, sender: int, message: Message) -> Message | None:
+        """What the protocol sees of a message from ``sender``; None: nothing."""
+        return message
+
+    def trained(self, ctx: Context, before: Ref, after: Ref) -> Ref:
+        """The model that training ``before`` yields, in place of ``after``."""
+        return after
+
+
+class Wrapping:
+    """The mods and observers of one node, applied in order."""
+
+    def __init__(self, mods: list[Mod], observers: list[Observer]) -> None:
+        self.mods = mods
+        self.observers = observers
+
+    def outgoing(self, ctx: Context, to: int, message: Message) -> Message | None:
+        """Pass a message out through every mod, then show it to every observer."""
+        changed: Message | None = message
+        for mod in self.mods:
+            if changed is None:
+                return None
+            changed = mod.outgoing(ctx, to, changed)
+        if changed is not None:
+            for observer in self.observers:
+                observer.sent(ctx, to, changed)
+        return changed
+
+    def incoming(self, ctx: Context, sender: int, message: Message) -> Message | None:
+        """Show a message to every observer, then pass it in through every mod, the last one first."""
+        for observer in self.observers:
+            observer.received(ctx, sender, message)
+        changed: Message | None = message
+        for mod in reversed(self.mods):
+            if changed is None:
+                return None
+            changed = mod.incoming(ctx, sender, changed)
+        return changed
+
+    def trained(self, ctx: Context, before: Ref, after: Ref) -> Ref:
+        """Pass a trained model through every mod, then show it to every observer."""
+        for mod in self.mods:
+            after = mod.trained(ctx, before, after)
+        for observer in self.observers:
+            observer.trained(ctx, before, after)
+        return after

@@ -1,0 +1,75 @@
+"""What a protocol is: a class with a ``run`` coroutine against one :class:`~node.context.Context`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from node.config import Section, TopologySection
+from node.errors import ProtocolError
+from node.message import Message
+from node.op import Ref
+
+if TYPE_CHECKING:
+    from node.context import Context
+
+M = TypeVar("M", bound=Message)
+P = TypeVar("P", bound="Protocol")
+Handler = Callable[[P, "Context", int, M], Message | None]
+
+
+def on(kind: type[M]) -> Callable[[Handler[P, M]], Handler[P, M]]:
+    """Mark a method as the handler of one kind of message.
+
+    It is called as ``method(ctx, sender, message)`` at the moment of delivery, between two steps of ``run``. It must
+    not wait: it may change the protocol's own state, record ops and ``ctx.spawn`` work; a message that it returns goes
+    back to the sender (and answers it, if it was a ``request``).
+    """
+
+    def mark(method: Handler[P, M]) -> Handler[P, M]:
+        method._handles = kind  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+class Protocol:
+    """Base of all learning protocols. One instance per node; state lives on ``self``.
+
+    Subclass it, declare options as a nested ``Config`` and write ``run``; see ``protocols/README.md``.
+    """
+
+    class Config(Section):
+        """A protocol's own options: keys of the ``[protocol]`` table."""
+
+    handlers: ClassVar[Mapping[type[Message], Callable[..., Message | None]]] = {}
+    config: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        handlers = dict(cls.handlers)
+        for method in vars(cls).values():
+            if kind := getattr(method, "_handles", None):
+                handlers[kind] = method
+        cls.handlers = handlers
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    @classmethod
+    def check(cls, config: Any, nodes: int) -> None:
+        """Raise ConfigError where this configuration cannot run with that many nodes."""
+
+    @classmethod
+    def topologies(cls, config: Any) -> Sequence[TopologySection]:
+        """Topologies of the protocol's own, beside the experiment's, so that they are checked before a run starts."""
+        return ()
+
+    @classmethod
+    def roles(cls, nodes: int) -> Mapping[int, str]:
+        """Nodes with a role other than ``learner``; only learners are given data to train on."""
+        return {}
+
+    async def run(self, ctx: Context) -> Ref | None:
+        """Take part, and return this node's final model (None: it has none)."""
+        raise ProtocolError(f"{type(self).__qualname__} has no run(ctx)")

@@ -1,0 +1,158 @@
+"""What a run measures: a long table of metrics, some of whose values are not computed yet."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from node.errors import ProtocolError
+from node.op import Ref, Value
+
+
+class Row(NamedTuple):
+    """One measured number."""
+
+    time_s: float
+    node: int
+    round: int
+    metric: str
+    value: float
+
+
+class Recorder:
+    """The metrics of a run, column by column.
+
+    Args:
+        every: keep every n-th round of a node, and its last one; what is not kept is never computed.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self._every = every
+        self._time_s = array("d")
+        self._node = array("q")
+        self._round = array("q")
+        self._metric = array("I")
+        self._value = array("d")
+        self._metrics: dict[str, int] = {}
+        self._names: list[str] = []
+        self._pending: list[tuple[int, str, Ref]] = []
+        self._skipped: dict[int, tuple[float, int, Mapping[str, Ref | float]]] = {}
+
+    def add(self, time_s: float, node: int, round: int, fields: Mapping[str, Ref | float]) -> None:
+        """Take in one node's round. A Ref must be of metrics or of a single number."""
+        if round % self._every:
+            self._skipped[node] = (time_s, round, fields)
+            return
+        self._skipped.pop(node, None)
+        self._keep(time_s, node, round, fields)
+
+    def _keep(self, time_s: float, node: int, round: int, fields: Mapping[str, Ref | float]) -> None:
+        for name, value in fields.items():
+            if not isinstance(value, Ref):
+                self.append(Row(time_s, node, round, name, float(value)))
+                continue
+            for metric, part in _parts(name, value):
+                self._pending.append((len(self._value), part, value))
+                self.append(Row(time_s, node, round, metric, math.nan))
+
+    def append(self, row: Row) -> None:
+        """Take in one number."""
+        metric = self._metrics.get(row.metric)
+        if metric is None:
+            metric = self._metrics[row.metric] = len(self._names)
+            self._names.append(row.metric)
+        self._time_s.append(row.time_s)
+        self._node.append(row.node)
+        self._round.append(row.round)
+        self._metric.append(metric)
+        self._value.append(row.value)
+
+    def keep_last(self) -> None:
+        """The run is over: keep each node's last round, whatever ``every`` says."""
+        for node in sorted(self._skipped):
+            time_s, round, fields = self._skipped[node]
+            self._keep(time_s, node, round, fields)
+        self._skipped.clear()
+
+    def wanted(self) -> list[Ref]:
+        """The values that have to be solved before :meth:`settle`."""
+        return [ref for _, _, ref in self._pending]
+
+    def settle(self, read: Callable[[Ref], Value]) -> None:
+        """Fill in what was wanted, and let the Refs go."""
+        for row, part, ref in self._pending:
+            value = read(ref)
+            self._value[row] = float(value[part] if part else value)
+        self._pending.clear()
+
+    def __len__(self) -> int:
+        """Numbers so far."""
+        return len(self._value)
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        """The numbers from the ``start``-th on, in the order in which they came."""
+        for i in range(start, len(self._value)):
+            name = self._names[self._metric[i]]
+            yield Row(self._time_s[i], self._node[i], self._round[i], name, self._value[i])
+
+    def latest(self, metric: str) -> dict[int, float]:
+        """The last known value of a metric for each node, by node."""
+        if metric not in self._metrics:
+            return {}
+        mine = np.frombuffer(self._metric, dtype=np.uint32) == self._metrics[metric]
+        nodes, values = np.frombuffer(self._node, dtype=np.int64)[mine], np.frombuffer(self._value)[mine]
+        known = ~np.isnan(values)
+        return dict(sorted(zip(nodes[known].tolist(), values[known].tolist(), strict=True)))
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Mean, standard deviation, smallest and largest of each metric's last values over the nodes."""
+        return {name: spread(list(self.latest(name).values())) for name in sorted(self._names) if self.latest(name)}
+
+    def table(self) -> pa.Table:
+        """The long table: time_s, node, round, metric, value."""
+        metrics = pa.DictionaryArray.from_arrays(
+            pa.array(np.frombuffer(self._metric, dtype=np.uint32).astype(np.int32)), pa.array(self._names, pa.string())
+        )
+        return pa.table(
+            {
+                "time_s": pa.array(np.frombuffer(self._time_s)),
+                "node": pa.array(np.frombuffer(self._node, dtype=np.int64)),
+                "round": pa.array(np.frombuffer(self._round, dtype=np.int64)),
+                "metric": metrics.cast(pa.string()),
+                "value": pa.array(np.frombuffer(self._value)),
+            }
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the table as Parquet."""
+        pq.write_table(self.table(), path)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean, population standard deviation, smallest and largest of some numbers."""
+    numbers = np.array(values, dtype=np.float64)
+    return {
+        "mean": float(numbers.mean()),
+        "std": float(numbers.std()),
+        "min": float(numbers.min()),
+        "max": float(numbers.max()),
+    }
+
+
+def _parts(name: str, ref: Ref) -> list[tuple[str, str]]:
+    """The metrics that a recorded Ref yields, each with the name of its part in the value ('' for a lone number)."""
+    names = ref.spec.names
+    if name in names:
+        return [(name, name)]
+    if names:
+        return [(f"{name}.{part}", part) for part in names]
+    if ref.spec.size_bytes > 8 or len(ref.spec.shape) > 1:
+        raise ProtocolError(f"record({name}=…) takes a number or metrics; this Ref is a tensor {list(ref.spec.shape)}")
+    return [(name, "")]

@@ -1,0 +1,146 @@
+"""Run a protocol under the virtual clock, from Python, in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.clock import VirtualClock
+from node.config import DevicesSection, NetworkSection, TopologySection
+from node.mods import Mod, Observer, Wrapping
+from node.op import Value
+from node.protocol import Protocol
+from node.record import Recorder
+from node.sim.world import SimWorld
+from node.solver import Executor, InlineExecutor
+from node.tape import Tape
+from node.testing.quadratic import Quadratic
+from node.topology import build
+from node.world import Workload
+
+
+@dataclass
+class Outcome:
+    """What a simulated run has led to."""
+
+    models: dict[int, Value]
+    """Each node's final model."""
+    recorder: Recorder
+    """All recorded metrics."""
+    time_s: float
+    """Virtual seconds."""
+    messages: int
+    bytes_sent: int
+    tasks: int
+    """Tasks recorded."""
+    solved: int
+    """Tasks computed."""
+    forced_solves: int
+    event_hash: str
+    events: bytes = field(repr=False, default=b"")
+
+    def mean(self) -> NDArray[np.float64]:
+        """The mean of the final models."""
+        return np.asarray(np.mean([np.asarray(model) for model in self.models.values()], axis=0))
+
+    def spread(self) -> float:
+        """Largest distance of a final model from their mean."""
+        mean = self.mean()
+        return max(float(np.linalg.norm(np.asarray(model) - mean)) for model in self.models.values())
+
+
+def run_protocol(
+    protocol: Protocol,
+    nodes: int = 8,
+    *,
+    workload: Workload | None = None,
+    topology: TopologySection | None = None,
+    seed: int = 0,
+    devices: DevicesSection | None = None,
+    network: NetworkSection | None = None,
+    mods: Sequence[Mod | Observer] = (),
+    executor: Executor | None = None,
+    every: int = 1,
+    window_tasks: int = 65_536,
+) -> Outcome:
+    """Run a protocol on ``nodes`` simulated nodes until all have ended.
+
+    Args:
+        protocol: an instance with its configuration; every node gets a copy of its own.
+        workload: what is learned; None: :class:`Quadratic`.
+        topology: None: a ring of two neighbours each (or what few nodes allow).
+        mods: applied on every node, each with a copy of its own.
+    """
+    if topology is None:
+        topology = TopologySection(kind="ring" if nodes > 2 else "full")
+    return asyncio.Runner(loop_factory=VirtualClock).run(
+        _run(
+            protocol,
+            nodes,
+            workload or Quadratic(nodes, seed=seed),
+            topology,
+            seed,
+            devices or DevicesSection(),
+            network or NetworkSection(),
+            mods,
+            executor or InlineExecutor(),
+            every,
+            window_tasks,
+        )
+    )
+
+
+async def _run(
+    protocol: Protocol,
+    nodes: int,
+    workload: Workload,
+    topology: TopologySection,
+    seed: int,
+    devices: DevicesSection,
+    network: NetworkSection,
+    mods: Sequence[Mod | Observer],
+    executor: Executor,
+    every: int,
+    window_tasks: int,
+) -> Outcome:
+    blocks: list[bytes] = []
+    tape, recorder = Tape(blocks.append), Recorder(every)
+    world = SimWorld(
+        nodes,
+        seed,
+        workload,
+        build(topology, nodes, seed),
+        executor,
+        recorder,
+        tape,
+        devices=devices,
+        network=network,
+        roles=protocol.roles(nodes),
+        window_tasks=window_tasks,
+    )
+    await world.run(lambda: copy.copy(protocol), lambda node: _wrapping(mods))
+    digest = tape.digest()
+    return Outcome(
+        models={node: world.solver.value(ref) for node, ref in sorted(world.finals.items())},
+        recorder=recorder,
+        time_s=world.clock.time(),
+        messages=world.messages,
+        bytes_sent=world.bytes_sent,
+        tasks=world.graph.recorded,
+        solved=world.solver.solved,
+        forced_solves=world.forced_solves,
+        event_hash=digest,
+        events=b"".join(blocks),
+    )
+
+
+def _wrapping(mods: Sequence[Mod | Observer]) -> Wrapping | None:
+    if not mods:
+        return None
+    own = [copy.copy(mod) for mod in mods]
+    return Wrapping([mod for mod in own if isinstance(mod, Mod)], [seen for seen in own if isinstance(seen, Observer)])

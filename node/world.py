@@ -1,0 +1,123 @@
+"""The seam between a context and the world it runs in: one implementation live, one simulated.
+
+Nothing that a protocol can reach may exist on one side only; the parity tests run the same bodies on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Coroutine, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Protocol as Interface
+
+import numpy as np
+
+from node.clock import Clock
+from node.config import TopologySection
+from node.graph import Graph
+from node.message import Message
+from node.op import Op, Ref, Spec, Value
+from node.topology import Topology
+
+if TYPE_CHECKING:
+    from node.context import Context
+
+T = TypeVar("T")
+
+
+class Done(Generic[T]):
+    """An awaitable whose result is there already: awaiting it never suspends."""
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: T) -> None:
+        self.result = result
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Give the result at once."""
+        yield from ()
+        return self.result
+
+
+class Workload(Interface):
+    """What the nodes of an experiment learn, as ops on models; :mod:`node.learn` has the real one."""
+
+    model_spec: Spec
+    init: Op[...]
+    train: Op[...]
+    evaluate: Op[...]
+    mix: Op[...]
+
+    def shard_size(self, node: int) -> int:
+        """Samples that a node trains on."""
+        ...
+
+    def label_histogram(self, node: int) -> np.ndarray:
+        """How many samples of each class a node trains on, shape [classes]."""
+        ...
+
+    def steps(self, node: int) -> int:
+        """Steps of one default ``train``."""
+        ...
+
+    def samples(self, node: int, steps: int) -> int:
+        """Samples that so many steps process."""
+        ...
+
+    def lr(self, call: int) -> float:
+        """Learning rate of a node's ``call``-th train, counted from 0."""
+        ...
+
+
+class World(Interface):
+    """What a context stands on."""
+
+    graph: Graph
+    workload: Workload
+    topology: Topology
+    seed: int
+    initial: Ref
+
+    @property
+    def clock(self) -> Clock:
+        """Time in this world."""
+        ...
+
+    def peers(self, role: str | None) -> tuple[int, ...]:
+        """All nodes of a role (None: of any), sorted."""
+        ...
+
+    def topology_of(self, section: TopologySection) -> Topology:
+        """Another topology over the same nodes; built once."""
+        ...
+
+    def train(self, ctx: Context, model: Ref, steps: int) -> Awaitable[Ref]:
+        """Let the time of ``steps`` training steps pass; gives ``model``, the trained one."""
+        ...
+
+    def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> Awaitable[None]:
+        """Send to some peers; done when the world has taken the message over."""
+        ...
+
+    def answer(self, ctx: Context, to: int, message: Message, reply: int) -> None:
+        """Send without waiting, in answer to a request of that number (0: to none)."""
+        ...
+
+    def value(self, ref: Ref) -> Awaitable[Value]:
+        """Solve a value."""
+        ...
+
+    def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
+        """Keep some metrics of a node's round."""
+        ...
+
+    def spawn(self, ctx: Context, work: Coroutine[Any, Any, None]) -> None:
+        """Run work beside ``run``; it ends with the node, and its failure is the node's."""
+        ...
+
+    def save(self, ctx: Context, state: Mapping[str, Any]) -> Awaitable[None]:
+        """Keep a node's state, in place of what was kept before."""
+        ...
+
+    def load(self, ctx: Context) -> Mapping[str, Any] | None:
+        """What was saved last, or None."""
+        ...

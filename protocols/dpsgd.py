@@ -1,0 +1,42 @@
+"""Decentralized parallel SGD: train, exchange models with the neighbours, mix.
+
+Lian, Zhang, Zhang, Hsieh, Zhang, Liu: Can Decentralized Algorithms Outperform Centralized Algorithms?, NeurIPS 2017.
+"""
+
+from pydantic import Field
+
+from node import Context, Message, Protocol, Ref
+
+
+class Model(Message, name="dpsgd/model/1", key=("round",)):
+    """A node's model after its local training of a round."""
+
+    round: int
+    model: Ref
+
+
+class DPSGD(Protocol):
+    """Synchronous gossip over a fixed or changing undirected or circulant topology."""
+
+    class Config(Protocol.Config):
+        """Options of ``[protocol]``."""
+
+        rounds: int = Field(100, ge=1)
+        """Rounds of training and mixing."""
+        deadline_s: float = Field(0.0, ge=0)
+        """Longest wait for the neighbours of a round; 0: all are needed."""
+
+    config: Config
+
+    async def run(self, ctx: Context) -> Ref:
+        """Take part in every round; the final model is the last mix."""
+        model = ctx.initial_model()
+        for round in range(self.config.rounds):
+            model = await ctx.train(model)
+            await ctx.send(ctx.neighbours(round), Model(round=round, model=model))
+            heard = await ctx.collect(
+                Model, frm=ctx.sources(round), timeout_s=self.config.deadline_s or None, round=round
+            )
+            model = ctx.mix([model, *(m.model for m in heard.values())], ctx.weights(heard, round))
+            ctx.record(round=round, accuracy=ctx.evaluate(model))
+        return model

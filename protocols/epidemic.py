@@ -1,0 +1,69 @@
+"""Epidemic Learning: every round each node sends its model to a few random others, and averages what it receives.
+
+De Vos, Farhadkhani, Guerraoui, Kermarrec, Pires, Sharma: Epidemic Learning: Boosting Decentralized Learning with
+Randomized Communication, NeurIPS 2023.
+
+``local`` (EL-Local): each node draws its receivers by itself, so nobody knows how many models will come. A round closes
+as soon as ``degree`` models are there, and at the deadline otherwise.
+``oracle`` (EL-Oracle): all nodes agree on a fresh random regular graph each round.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from node import Context, Message, Protocol, Ref, TopologySection
+
+
+class Model(Message, name="epidemic/model/1", key=("round",)):
+    """A node's model after its local training of a round."""
+
+    round: int
+    model: Ref
+
+
+class Epidemic(Protocol):
+    """Randomized gossip; uniform average over a node and those it heard."""
+
+    class Config(Protocol.Config):
+        """Options of ``[protocol]``."""
+
+        rounds: int = Field(100, ge=1)
+        """Rounds of training and mixing."""
+        variant: Literal["local", "oracle"] = "local"
+        """Who draws the receivers: each node, or a graph common to all."""
+        degree: int = Field(4, ge=1)
+        """Receivers of each node in a round."""
+        deadline_s: float | None = Field(None, gt=0)
+        """Longest wait for the models of a round. Absent: 0.5 s for ``local``, without end for ``oracle``."""
+
+    config: Config
+
+    @classmethod
+    def topologies(cls, config: Config) -> tuple[TopologySection, ...]:
+        """The oracle's graphs."""
+        return (_graph(config.degree),) if config.variant == "oracle" else ()
+
+    async def run(self, ctx: Context) -> Ref:
+        """Take part in every round; the final model is the last average."""
+        model = ctx.initial_model()
+        for round in range(self.config.rounds):
+            model = await ctx.train(model)
+            heard = await self.exchange(ctx, Model(round=round, model=model))
+            model = ctx.mix([model, *(m.model for m in heard.values())])
+            ctx.record(round=round, accuracy=ctx.evaluate(model))
+        return model
+
+    async def exchange(self, ctx: Context, message: Model) -> dict[int, Model]:
+        """Send to this round's receivers, and hear this round's senders."""
+        degree, deadline_s, round = self.config.degree, self.config.deadline_s, message.round
+        if self.config.variant == "oracle":
+            neighbours = ctx.neighbours(round, within=_graph(degree))
+            await ctx.send(neighbours, message)
+            return await ctx.collect(Model, frm=neighbours, timeout_s=deadline_s, round=round)
+        await ctx.send(ctx.sample(degree), message)
+        return await ctx.collect(Model, quorum=degree, timeout_s=deadline_s or 0.5, round=round)
+
+
+def _graph(degree: int) -> TopologySection:
+    return TopologySection(kind="random-regular", degree=degree)

@@ -1,0 +1,146 @@
+"""Federated averaging with a server node, and its relatives.
+
+FedAvg: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, AISTATS 2017. FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar,
+Smith, MLSys 2020 (``proximal``). FedAdam: Reddi et al.: Adaptive Federated Optimization, ICLR 2021 (``server =
+"adam"``). Over-selection: Bonawitz et al.: Towards Federated Learning at Scale, MLSys 2019.
+
+Node 0 is the server: it holds no data and trains nothing. All others are clients.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, op, scale
+
+SERVER = 0
+
+
+class Assignment(Message, name="fedavg/assignment/1"):
+    """The global model, for a client to train; the last one is the result."""
+
+    round: int
+    model: Ref
+    last: bool = False
+
+
+class Update(Message, name="fedavg/update/1", key=("round",)):
+    """What a client made of it."""
+
+    round: int
+    model: Ref
+    samples: int
+
+
+@op
+def decayed_mean(mean: Any, after: Any, before: Any, *, beta: float) -> Any:
+    """Exponential moving average of the change ``after - before``."""
+    return mean * beta + (after - before) * (1 - beta)
+
+
+@op
+def decayed_square(square: Any, after: Any, before: Any, *, beta: float) -> Any:
+    """Exponential moving average of the squared change."""
+    return square * beta + (after - before) ** 2 * (1 - beta)
+
+
+@op
+def adaptive_step(model: Any, mean: Any, square: Any, *, lr: float, tau: float) -> Any:
+    """``model + lr * mean / (sqrt(square) + tau)``."""
+    return model + lr * mean / (square**0.5 + tau)
+
+
+class FedAvg(Protocol):
+    """Rounds of: the server samples clients, they train its model, it averages what comes back."""
+
+    class Config(Protocol.Config):
+        """Options of ``[protocol]``."""
+
+        rounds: int = Field(100, ge=1)
+        """Rounds of the server."""
+        sample: int = Field(0, ge=0)
+        """Clients whose updates make a round; 0: all."""
+        over_select: float = Field(0.0, ge=0)
+        """Share of further clients to ask; the first ``sample`` to answer count."""
+        deadline_s: float = Field(0.0, ge=0)
+        """Longest wait for a round's updates; 0: without end."""
+        proximal: float = Field(0.0, ge=0)
+        """FedProx: strength of the pull towards the global model during local training."""
+        server: Literal["average", "adam"] = "average"
+        """How the server steps: to the clients' average, or with Adam along its change (FedAdam)."""
+        server_lr: float = Field(0.1, gt=0)
+        """FedAdam: learning rate."""
+        beta1: float = Field(0.9, ge=0, lt=1)
+        """FedAdam: decay of the mean."""
+        beta2: float = Field(0.99, ge=0, lt=1)
+        """FedAdam: decay of the square."""
+        tau: float = Field(1e-3, gt=0)
+        """FedAdam: degree of adaptivity."""
+
+    config: Config
+
+    @classmethod
+    def check(cls, config: Config, nodes: int) -> None:
+        """There must be clients enough."""
+        if nodes < 2:
+            raise ConfigError("nodes: fedavg needs a server and at least one client; allowed: 2 or more")
+        if config.sample > nodes - 1:
+            raise ConfigError(f"protocol.sample: {config.sample} of {nodes - 1} clients; allowed: 0 to {nodes - 1}")
+
+    @classmethod
+    def roles(cls, nodes: int) -> Mapping[int, str]:
+        """Node 0 serves."""
+        return {SERVER: "server"}
+
+    async def run(self, ctx: Context) -> Ref:
+        """Serve, or be a client; everybody ends with the global model."""
+        return await (self.serve(ctx) if ctx.me == SERVER else self.learn(ctx))
+
+    async def learn(self, ctx: Context) -> Ref:
+        """A client: train what the server assigns, newest first, until the last."""
+        while True:
+            heard = await ctx.collect(Assignment, frm=(SERVER,))
+            assignment = heard[SERVER]
+            if assignment.last:
+                return assignment.model
+            model = await ctx.train(assignment.model, proximal=self.config.proximal)
+            await ctx.send(SERVER, Update(round=assignment.round, model=model, samples=ctx.data.samples))
+
+    async def serve(self, ctx: Context) -> Ref:
+        """The server: all rounds, then the result to everybody."""
+        model = ctx.initial_model()
+        self.mean = self.square = ctx.apply(scale, model, by=0.0)
+        for round in range(self.config.rounds):
+            updates = await self.round(ctx, round, model)
+            if updates:
+                model = self.step(ctx, model, average(ctx, updates))
+            ctx.record(round=round, accuracy=ctx.evaluate(model), clients=len(updates))
+        await ctx.send(ctx.peers(), Assignment(round=self.config.rounds, model=model, last=True))
+        return model
+
+    async def round(self, ctx: Context, round: int, model: Ref) -> dict[int, Update]:
+        """Assign the model to this round's clients and hear them, at most ``sample`` of them."""
+        sample, deadline_s = self.config.sample, self.config.deadline_s or None
+        clients = ctx.sample(math.ceil(sample * (1 + self.config.over_select)) or len(ctx.peers()))
+        if not clients:
+            raise ProtocolError("fedavg: every client is gone; nothing is left to average")
+        await ctx.send(clients, Assignment(round=round, model=model))
+        quorum = sample if sample and self.config.over_select else None
+        return await ctx.collect(Update, frm=clients, quorum=quorum, timeout_s=deadline_s, round=round)
+
+    def step(self, ctx: Context, model: Ref, mean: Ref) -> Ref:
+        """The next global model, from the current one and the clients' average."""
+        c = self.config
+        if c.server == "average":
+            return mean
+        self.mean = ctx.apply(decayed_mean, self.mean, mean, model, beta=c.beta1)
+        self.square = ctx.apply(decayed_square, self.square, mean, model, beta=c.beta2)
+        return ctx.apply(adaptive_step, model, self.mean, self.square, lr=c.server_lr, tau=c.tau)
+
+
+def average(ctx: Context, updates: dict[int, Update]) -> Ref:
+    """The mean of the clients' models, weighted by their samples."""
+    total = sum(update.samples for update in updates.values())
+    return ctx.mix([u.model for u in updates.values()], weights=[u.samples / total for u in updates.values()])

@@ -1,0 +1,25 @@
+"""No communication: what each node reaches on its own data alone. The lower reference line of every comparison."""
+
+from pydantic import Field
+
+from node import Context, Protocol, Ref
+
+
+class Local(Protocol):
+    """Train, and never talk."""
+
+    class Config(Protocol.Config):
+        """Options of ``[protocol]``."""
+
+        rounds: int = Field(100, ge=1)
+        """Rounds of local training."""
+
+    config: Config
+
+    async def run(self, ctx: Context) -> Ref:
+        """Train alone for all rounds."""
+        model = ctx.initial_model()
+        for round in range(self.config.rounds):
+            model = await ctx.train(model)
+            ctx.record(round=round, accuracy=ctx.evaluate(model))
+        return model

@@ -1,0 +1,56 @@
+"""Stochastic gradient push: gossip over directed, time-varying graphs whose weights need not be doubly stochastic.
+
+Averaging: Kempe, Dobra, Gehrke: Gossip-Based Computation of Aggregate Information, FOCS 2003. Learning: Assran, Loizou,
+Ballas, Rabbat: Stochastic Gradient Push for Distributed Deep Learning, ICML 2019.
+
+Each node splits its mass, a model ``x`` and a weight ``w``, evenly among itself and those it sends to. Sums of both are
+preserved, so ``z = x / w`` goes to the average of all. What a lost message carries is lost from both sums alike.
+"""
+
+from pydantic import Field
+
+from node import Context, Message, Protocol, Ref, scale, shift
+
+
+class Share(Message, name="pushsum/share/1", key=("round",)):
+    """The part of its mass that a node gives to one other."""
+
+    round: int
+    model: Ref
+    weight: float
+
+
+class PushSum(Protocol):
+    """Synchronous push-sum over the topology's outgoing edges."""
+
+    class Config(Protocol.Config):
+        """Options of ``[protocol]``."""
+
+        rounds: int = Field(100, ge=1)
+        """Rounds of training and pushing."""
+        deadline_s: float = Field(0.0, ge=0)
+        """Longest wait for the shares of a round; 0: all are needed."""
+
+    config: Config
+
+    async def run(self, ctx: Context) -> Ref:
+        """Take part in every round; the final model is the last estimate ``z`` of the average."""
+        mass = estimate = ctx.initial_model()
+        weight = 1.0
+        for round in range(self.config.rounds):
+            trained = await ctx.train(estimate)
+            mass = ctx.apply(shift, mass, trained, estimate)
+
+            receivers = ctx.neighbours(round)
+            part = 1.0 / (len(receivers) + 1)
+            share = Share(round=round, model=ctx.apply(scale, mass, by=part), weight=weight * part)
+            await ctx.send(receivers, share)
+            heard = await ctx.collect(
+                Share, frm=ctx.sources(round), timeout_s=self.config.deadline_s or None, round=round
+            )
+            shares = [share, *heard.values()]
+            mass = ctx.mix([s.model for s in shares], weights=[1.0] * len(shares))
+            weight = sum(s.weight for s in shares)
+            estimate = ctx.apply(scale, mass, by=1.0 / weight)
+            ctx.record(round=round, accuracy=ctx.evaluate(estimate))
+        return estimate
