@@ -25,6 +25,7 @@ from node.errors import Deadlock, Livelock, SimulationError
 _Ts = TypeVarTuple("_Ts")
 
 _SEQUENCE = (1 << 56) - 1
+_FOREVER = float("inf")
 _MOST_TURNS = 100_000
 """Rounds of tasks, or events caused within one instant, before it counts as a livelock."""
 
@@ -120,8 +121,8 @@ class VirtualClock(asyncio.BaseEventLoop):
 
     def post(self, delay_s: float, fn: Callable[[Any], object], arg: Any, priority: int = Priority.DELIVERY) -> None:
         """Call ``fn(arg)`` after ``delay_s``; an exception it raises ends the run."""
-        if not delay_s >= 0:
-            raise SimulationError(f"cannot schedule an event {delay_s} s from now; a delay is at least 0")
+        if not 0 <= delay_s < _FOREVER:
+            raise SimulationError(f"cannot schedule an event {delay_s} s from now; a delay is at least 0, and finite")
         self._sequence += 1
         heapq.heappush(self._heap, (self.now + delay_s, priority + self._sequence, fn, arg))
 
@@ -159,6 +160,8 @@ class VirtualClock(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Run a callback at a point in virtual time."""
+        if not when < _FOREVER:
+            raise SimulationError(f"cannot set a timer for {when} s; let what has no deadline wait without one")
         timer = asyncio.TimerHandle(max(when, self.now), callback, args, self, context)
         timer._scheduled = True  # type: ignore[attr-defined]
         self._sequence += 1
@@ -173,6 +176,8 @@ class VirtualClock(asyncio.BaseEventLoop):
             self._ready.append(timer)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        if not handle._scheduled:  # type: ignore[attr-defined]
+            return  # it has rung: asyncio.sleep cancels its timer either way
         self._dead_timers += 1
         if self._dead_timers > 100 and 2 * self._dead_timers > len(self._heap):
             self._heap[:] = [entry for entry in self._heap if not self._is_dead(entry)]
@@ -192,9 +197,13 @@ class VirtualClock(asyncio.BaseEventLoop):
         sys.set_asyncgen_hooks(self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook)  # type: ignore[attr-defined]
         try:
             self._run_ready()
+            turns = 0
             while not self._stopping:
                 if not self._heap:
                     self._explain_deadlock()
+                turns = turns + 1 if self._heap[0][0] == self.now else 0
+                if turns > _MOST_TURNS:
+                    self._explain_livelock()
                 self._run_instant()
                 self._run_ready()
         finally:
@@ -214,11 +223,7 @@ class VirtualClock(asyncio.BaseEventLoop):
                     handle._context.run(handle._callback, *handle._args)
             if not ready or self._stopping:
                 return
-        running = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self) if not task.done())[:5])
-        raise Livelock(
-            f"at {self.now:g} s tasks have woken one another {_MOST_TURNS} times without time passing "
-            f"(among them: {running}); let them wait for a message, or sleep longer than 0"
-        )
+        self._explain_livelock()
 
     def _run_instant(self) -> None:
         """Jump to the next event and run all events of its instant."""
@@ -236,6 +241,13 @@ class VirtualClock(asyncio.BaseEventLoop):
                     raise Livelock(f"at {now:g} s events keep causing events without delay; the last is {fn!r}")
             fn(arg)
         self.fired += fired
+
+    def _explain_livelock(self) -> NoReturn:
+        running = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self) if not task.done())[:5])
+        raise Livelock(
+            f"at {self.now:g} s tasks have woken one another {_MOST_TURNS} times without time passing "
+            f"(among them: {running}); let them wait for a message, or sleep longer than 0"
+        )
 
     def _explain_deadlock(self) -> NoReturn:
         stories = list(self._stories()) if self._stories else []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import struct
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,9 @@ DIMENSIONS = 16
 """No tensor on the wire has more dimensions."""
 
 _REF = 1
+_CORRELATION = 0x80
+"""Flag in the version byte: the numbers of a request and of what it answers follow."""
+_CORRELATED = struct.Struct("<BII")
 _nowhere: deque[int] = deque(maxlen=0)
 
 
@@ -73,6 +77,10 @@ class Header(NamedTuple):
     """What the payloads will be, in order."""
     size_bytes: int
     """Header and payloads."""
+    request: int = 0
+    """Number of the request that this is, for the answer to name; 0: none is expected."""
+    reply: int = 0
+    """Number of the request that this answers; 0: of none."""
 
 
 class _Layout(NamedTuple):
@@ -90,9 +98,11 @@ _layouts: dict[type[Message], _Layout] = {}
 _known: dict[bytes, _Layout] = {}
 
 
-def encode(message: Message, buffer_of: Callable[[Ref], memoryview]) -> Encoded:
+def encode(message: Message, buffer_of: Callable[[Ref], memoryview], request: int = 0, reply: int = 0) -> Encoded:
     """Encode a message; ``buffer_of`` gives the contiguous elements of a Ref's value, which are not copied."""
     header, refs = _header(message)
+    if request or reply:
+        header = _CORRELATED.pack(VERSION | _CORRELATION, request, reply) + header[1:]
     buffers = [_flat(buffer_of(ref)) for ref in refs]
     for ref, buffer in zip(refs, buffers, strict=True):
         if buffer.nbytes != ref.spec.size_bytes:
@@ -103,10 +113,15 @@ def encode(message: Message, buffer_of: Callable[[Ref], memoryview]) -> Encoded:
     return Encoded(header, buffers, len(header) + sum(buffer.nbytes for buffer in buffers))
 
 
-def size_bytes(message: Message) -> int:
+def refs(message: Message) -> list[Ref]:
+    """The Refs of a message, in the order of its payloads."""
+    return _header(message)[1]
+
+
+def size_bytes(message: Message, request: int = 0, reply: int = 0) -> int:
     """Bytes of the header and payloads of the encoded message, found without any value."""
     header, refs = _header(message)
-    size = len(header)
+    size = len(header) + (_CORRELATED.size - 1 if request or reply else 0)
     for ref in refs:
         size += _announced(ref.spec)[1]
     return size
@@ -116,6 +131,11 @@ def decode_header(header: bytes | memoryview, limits: Limits) -> Header:
     """Read and check a header. FrameTooLarge beyond the limits; BadFrame for anything else that is wrong."""
     if len(header) > limits.header_bytes:
         raise FrameTooLarge(f"a header of {len(header)} bytes; at most {limits.header_bytes} are allowed")
+    if len(header) >= _CORRELATED.size and header[0] == VERSION | _CORRELATION:
+        _, request, reply = _CORRELATED.unpack_from(header)
+        plain = decode_header(bytes([VERSION]) + bytes(header[_CORRELATED.size :]), limits)
+        total = plain.size_bytes + _CORRELATED.size - 1
+        return plain._replace(size_bytes=total, request=request, reply=reply)
     if not header or header[0] != VERSION:
         raise BadFrame(f"header version {header[0] if header else 'missing'}; this program reads version {VERSION}")
     prefix = bytes(header[: 2 + header[1]]) if len(header) > 1 else b""

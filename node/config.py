@@ -178,8 +178,8 @@ class ExecutorSection(Section):
 
     kind: Literal["inline", "batched"] = "inline"
     """``inline`` solves one task at a time (the reference); ``batched`` stacks equal tasks of many nodes."""
-    window_tasks: int = Field(65_536, ge=1)
-    """Recorded tasks after which a simulation solves what is wanted so far."""
+    window_tasks: int = Field(0, ge=0)
+    """Recorded tasks after which a simulation solves what is wanted so far; 0: about two rounds of all nodes."""
 
 
 class RecordSection(Section):

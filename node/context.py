@@ -7,7 +7,7 @@ A protocol cannot tell from its context whether time is real. Whatever takes tim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -189,9 +189,11 @@ class Context:
         number = self._asked
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._requests[number] = (to, future)
+        self._world.watch((to,))
         if timeout_s is not None:
             late = DeadlineExceeded(f"node {to} has not answered node {self.me}'s {message.wire_name} in {timeout_s} s")
-            self._world.clock.post(timeout_s, _fail, (future, late), Priority.TIMER)
+            # By number: a timer that held the future would keep the answer's models alive until the deadline.
+            self._world.clock.post(timeout_s, self._expire, (number, late), Priority.TIMER)
         try:
             if self._wrapping is None:
                 await self._world.send(self, (to,), message, number)
@@ -223,7 +225,11 @@ class Context:
         if frm is None and quorum is None and timeout_s is None:
             raise ProtocolError(f"collect({kind.__name__}) from anyone never ends: give frm, quorum or timeout_s")
         outcome = self.mailbox.collect(slot, frm, self._lost, timeout_s=timeout_s, quorum=quorum, grace_s=grace_s)
-        return Done(outcome) if isinstance(outcome, dict) else outcome
+        if isinstance(outcome, dict):
+            return Done(outcome)
+        if frm is not None:
+            self._world.watch(frm)
+        return outcome
 
     # Compute
 
@@ -328,6 +334,19 @@ class Context:
         if to == sender and future is not None and not future.done():
             future.set_result(message)
 
+    def _expire(self, arg: tuple[int, DeadlineExceeded]) -> None:
+        number, late = arg
+        _, future = (self._requests or {}).get(number, (None, None))
+        if future is not None and not future.done():
+            future.set_exception(late)
+
+    def stories(self) -> Iterator[str]:
+        """One line for each message or answer that the node waits for."""
+        yield from self.mailbox.stories()
+        for to, future in (self._requests or {}).values():
+            if not future.done():
+                yield f"node {self.me} waits for an answer of node {to}"
+
     def lose(self, peer: int) -> None:
         """A peer is gone: called by the world, once."""
         self._lost = (*self._lost, peer)
@@ -350,9 +369,3 @@ def _slot(kind: type[Message], key: Mapping[str, Any]) -> Slot:
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _fail(arg: tuple[asyncio.Future[Any], Exception]) -> None:
-    future, error = arg
-    if not future.done():
-        future.set_exception(error)

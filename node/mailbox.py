@@ -28,7 +28,7 @@ def describe(slot: Slot) -> str:
 class Box:
     """What has come for one slot, and the one who waits for it."""
 
-    __slots__ = ("awaited", "frm", "future", "grace_s", "messages", "quorum", "since_s", "slot", "strict")
+    __slots__ = ("awaited", "frm", "future", "gone", "grace_s", "messages", "quorum", "since_s", "slot", "strict")
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
@@ -40,6 +40,8 @@ class Box:
         self.grace_s = 0.0
         self.since_s = 0.0
         self.strict = False
+        self.gone: Sequence[int] = ()
+        """Peers of ``frm`` that are not awaited any longer; what was on its way from them still counts."""
         self.awaited = -1
         """Peers of ``frm`` that may still be heard; without ``frm`` nobody knows, and it falls from -1."""
 
@@ -47,9 +49,9 @@ class Box:
         """How many of those who are waited for have been heard."""
         return len(self.messages) if self.frm is None else sum(peer in self.messages for peer in self.frm)
 
-    def result(self) -> dict[int, Any]:
-        """What was heard, sorted by peer."""
-        messages = self.messages
+    def empty(self) -> dict[int, Any]:
+        """Hand over what was heard, sorted by peer; a timer that still holds the box keeps no model alive."""
+        messages, self.messages = self.messages, {}
         if self.frm is None:
             return dict(sorted(messages.items()))
         return {peer: messages[peer] for peer in self.frm if peer in messages}
@@ -84,7 +86,8 @@ class Mailbox:
             return
         messages[sender] = message
         if box.frm is None or sender in box.frm:
-            box.awaited -= 1
+            if sender not in box.gone:
+                box.awaited -= 1
             if box.awaited == 0 or (box.quorum is not None and box.heard() >= box.quorum):
                 self._satisfied(box)
 
@@ -114,13 +117,15 @@ class Mailbox:
         if box is None or box.future is not None:
             why = "again" if box is None else "twice at once"
             raise ProtocolError(f"node {self.owner} collects {describe(slot)} {why}; a key is collected once, rising")
+        if frm is not None:
+            frm = sorted(set(frm))
         box.frm, box.quorum, box.grace_s = frm, quorum, grace_s
         box.strict = quorum is None and timeout_s is None
         box.awaited = -1 if frm is None else self._missing(box, frm, lost)
         enough = quorum is not None and box.heard() >= quorum
         if box.awaited == 0 or (enough and not grace_s):
             self._close(slot)
-            return box.result()
+            return box.empty()
         box.since_s = self._clock.time()
         box.future = asyncio.get_running_loop().create_future()
         if timeout_s is not None:
@@ -137,6 +142,7 @@ class Mailbox:
         gone = [peer for peer in missing if peer in lost]
         if gone and box.strict:
             raise self._unreachable(box, gone[0])
+        box.gone = gone
         return len(missing) - len(gone)
 
     def _satisfied(self, box: Box) -> None:
@@ -150,7 +156,7 @@ class Mailbox:
             return
         self._close(box.slot)
         if box.future is not None and not box.future.done():
-            box.future.set_result(box.result())
+            box.future.set_result(box.empty())
 
     def _close(self, slot: Slot) -> None:
         if self._boxes.pop(slot) is self._newest:
@@ -168,6 +174,7 @@ class Mailbox:
                 if box.future is not None and not box.future.done():
                     box.future.set_exception(self._unreachable(box, peer))
                 continue
+            box.gone = (*box.gone, peer)
             box.awaited -= 1
             if box.awaited == 0:
                 self._finish(box)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,20 +85,46 @@ class Recorder:
         """The values that have to be solved before :meth:`settle`."""
         return [ref for _, _, ref in self._pending]
 
-    def settle(self, read: Callable[[Ref], Value]) -> None:
-        """Fill in what was wanted, and let the Refs go."""
+    def settle(self, values: Mapping[int, Value]) -> None:
+        """Fill in what is among the solved values (by Ref id), and let those Refs go."""
+        waiting = []
         for row, part, ref in self._pending:
-            value = read(ref)
+            if ref.id not in values:
+                waiting.append((row, part, ref))
+                continue
+            value = values[ref.id]
             self._value[row] = float(value[part] if part else value)
+        self._pending = waiting
+
+    @property
+    def settled(self) -> int:
+        """How many numbers from the first on are known."""
+        return self._pending[0][0] if self._pending else len(self._value)
+
+    def drop_pending(self) -> None:
+        """Forget what was recorded but never solved, after a run that did not end by itself."""
+        self._skipped.clear()
+        if not self._pending:
+            return
+        dropped = {row for row, _, _ in self._pending}
         self._pending.clear()
+        kept = [row for i, row in enumerate(self.rows()) if i not in dropped]
+        for column in (self._time_s, self._node, self._round, self._metric, self._value):
+            del column[:]
+        for row in kept:
+            self.append(row)
+
+    def rounds(self) -> int:
+        """Rounds that at least one node has recorded."""
+        return max(self._round, default=-1) + 1
 
     def __len__(self) -> int:
         """Numbers so far."""
         return len(self._value)
 
-    def rows(self, start: int = 0) -> Iterator[Row]:
-        """The numbers from the ``start``-th on, in the order in which they came."""
-        for i in range(start, len(self._value)):
+    def rows(self, start: int = 0, end: int | None = None) -> Iterator[Row]:
+        """The numbers from the ``start``-th up to the ``end``-th, in the order in which they came."""
+        for i in range(start, len(self._value) if end is None else end):
             name = self._names[self._metric[i]]
             yield Row(self._time_s[i], self._node[i], self._round[i], name, self._value[i])
 
@@ -106,27 +132,27 @@ class Recorder:
         """The last known value of a metric for each node, by node."""
         if metric not in self._metrics:
             return {}
-        mine = np.frombuffer(self._metric, dtype=np.uint32) == self._metrics[metric]
-        nodes, values = np.frombuffer(self._node, dtype=np.int64)[mine], np.frombuffer(self._value)[mine]
-        known = ~np.isnan(values)
-        return dict(sorted(zip(nodes[known].tolist(), values[known].tolist(), strict=True)))
+        known = np.frombuffer(self._metric, dtype=np.uint32) == self._metrics[metric]
+        known[[row for row, _, _ in self._pending]] = False
+        nodes, values = np.frombuffer(self._node, dtype=np.int64)[known], np.frombuffer(self._value)[known]
+        return dict(sorted(zip(nodes.tolist(), values.tolist(), strict=True)))
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, standard deviation, smallest and largest of each metric's last values over the nodes."""
         return {name: spread(list(self.latest(name).values())) for name in sorted(self._names) if self.latest(name)}
 
     def table(self) -> pa.Table:
-        """The long table: time_s, node, round, metric, value."""
+        """The long table: time_s, node, round, metric, value. A copy: rows may be added while it is in use."""
         metrics = pa.DictionaryArray.from_arrays(
             pa.array(np.frombuffer(self._metric, dtype=np.uint32).astype(np.int32)), pa.array(self._names, pa.string())
         )
         return pa.table(
             {
-                "time_s": pa.array(np.frombuffer(self._time_s)),
-                "node": pa.array(np.frombuffer(self._node, dtype=np.int64)),
-                "round": pa.array(np.frombuffer(self._round, dtype=np.int64)),
+                "time_s": pa.array(np.array(self._time_s)),
+                "node": pa.array(np.array(self._node)),
+                "round": pa.array(np.array(self._round)),
                 "metric": metrics.cast(pa.string()),
-                "value": pa.array(np.frombuffer(self._value)),
+                "value": pa.array(np.array(self._value)),
             }
         )
 
@@ -153,6 +179,6 @@ def _parts(name: str, ref: Ref) -> list[tuple[str, str]]:
         return [(name, name)]
     if names:
         return [(f"{name}.{part}", part) for part in names]
-    if ref.spec.size_bytes > 8 or len(ref.spec.shape) > 1:
+    if ref.spec.shape:
         raise ProtocolError(f"record({name}=…) takes a number or metrics; this Ref is a tensor {list(ref.spec.shape)}")
     return [(name, "")]

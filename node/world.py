@@ -110,6 +110,10 @@ class World(Interface):
         """Keep some metrics of a node's round."""
         ...
 
+    def watch(self, peers: Sequence[int]) -> None:
+        """A node waits for these peers: it must be told when one of them goes."""
+        ...
+
     def spawn(self, ctx: Context, work: Coroutine[Any, Any, None]) -> None:
         """Run work beside ``run``; it ends with the node, and its failure is the node's."""
         ...

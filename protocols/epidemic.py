@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from node import Context, Message, Protocol, Ref, TopologySection
+from node import ConfigError, Context, Message, Protocol, Ref, TopologySection
 
 
 class Model(Message, name="epidemic/model/1", key=("round",)):
@@ -38,6 +38,15 @@ class Epidemic(Protocol):
         """Longest wait for the models of a round. Absent: 0.5 s for ``local``, without end for ``oracle``."""
 
     config: Config
+
+    @classmethod
+    def check(cls, config: Config, nodes: int) -> None:
+        """There must be others enough to send to."""
+        if config.degree >= nodes:
+            raise ConfigError(
+                f"protocol.degree: {config.degree} receivers where each node has {nodes - 1} others; "
+                f"allowed: 1 to {nodes - 1}"
+            )
 
     @classmethod
     def topologies(cls, config: Config) -> tuple[TopologySection, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, op, scale
+from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, op
 
 SERVER = 0
 
@@ -32,6 +32,12 @@ class Update(Message, name="fedavg/update/1", key=("round",)):
     round: int
     model: Ref
     samples: int
+
+
+@op
+def filled(model: Any, *, by: float) -> Any:
+    """The shape of ``model``, every element ``by``."""
+    return model * 0.0 + by
 
 
 @op
@@ -111,7 +117,8 @@ class FedAvg(Protocol):
     async def serve(self, ctx: Context) -> Ref:
         """The server: all rounds, then the result to everybody."""
         model = ctx.initial_model()
-        self.mean = self.square = ctx.apply(scale, model, by=0.0)
+        self.mean = ctx.apply(filled, model, by=0.0)
+        self.square = ctx.apply(filled, model, by=self.config.tau**2)
         for round in range(self.config.rounds):
             updates = await self.round(ctx, round, model)
             if updates:
@@ -123,7 +130,8 @@ class FedAvg(Protocol):
     async def round(self, ctx: Context, round: int, model: Ref) -> dict[int, Update]:
         """Assign the model to this round's clients and hear them, at most ``sample`` of them."""
         sample, deadline_s = self.config.sample, self.config.deadline_s or None
-        clients = ctx.sample(math.ceil(sample * (1 + self.config.over_select)) or len(ctx.peers()))
+        further = math.ceil(round(sample * self.config.over_select, 9))  # 10 * 1.1 is a little over 11
+        clients = ctx.sample(sample + further or len(ctx.peers()))
         if not clients:
             raise ProtocolError("fedavg: every client is gone; nothing is left to average")
         await ctx.send(clients, Assignment(round=round, model=model))

@@ -8,7 +8,7 @@ chunks. The peer answers on the same link with credits alone. Integers are littl
     SMALL     kind  [header length u32, payload length u32, header, payload] ...     several messages share a frame
     ANNOUNCE  kind  transfer u64  header
     CHUNK     kind  transfer u64  buffer u32  offset u64  |  payload                 two parts: the only such frame
-    BYE       kind                                                                   the sender stops
+    BYE       kind                                                                   I stop; or, in answer: go
     CREDIT    kind  chunks u32                                                       receiver to sender
     PROBE     kind                                                                   receiver to sender: are you there?
 """

@@ -39,6 +39,8 @@ class Inbound:
         self.disconnected_s: float | None = None
         """When some connection has ended of which it is not known yet whose it was."""
         self.banned: set[int] = set()
+        self.parting: set[int] = set()
+        """Who has been told that we stop, and has not hung up yet."""
         self._links = links
         self._refusals = refusals
         self._traffic = links.traffic
@@ -88,14 +90,16 @@ class Inbound:
                 continue
             except zmq.ZMQError:
                 self._receiver.forget(peer)
+                self.parting.discard(peer)
                 self._links.watch(peer)
 
     def say_bye(self) -> None:
-        """Tell those who send to us, and to whom we have no link that tells them, that we stop."""
+        """Tell those who send to us, and to whom we have no link that tells them, that we stop; they hang up."""
         for peer, connection in self._receiver.connections():
             if not self._links.has(peer):
                 with contextlib.suppress(zmq.ZMQError):
                     self.router.send_multipart([connection, frames.BYE_FRAME], zmq.NOBLOCK)
+                    self.parting.add(peer)
 
     def on_monitor(self) -> None:
         """Follow one event of the monitor."""
@@ -132,7 +136,10 @@ class Inbound:
         elif kind == frames.ANNOUNCE:
             self._receiver.announce(peer, frame)
         elif kind == frames.BYE:
+            with contextlib.suppress(zmq.ZMQError):
+                self.router.send_multipart([connection, frames.BYE_FRAME], zmq.NOBLOCK)
             self._receiver.forget(peer)
+            self.parting.discard(peer)
             self._links.lose(peer)
             return
         else:

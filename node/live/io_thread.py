@@ -29,6 +29,9 @@ from node.live.sockets import Sockets
 CHECK_MS = 50
 """How often time is looked at while something depends on it; otherwise the thread sleeps until it is woken."""
 
+END_LINGER_MS = 100
+"""How long the last good-byes may take when peers have not answered them in time."""
+
 MESSAGE_BYTES = 1024
 """What a message that waits for the event loop is taken to cost besides its own bytes."""
 
@@ -63,6 +66,7 @@ class IoThread:
         self._ended = ended
         self._closes_s: float | None = None
         self._checked_s = 0.0
+        self._said_bye = False
         self._log = structlog.get_logger().bind(node=node)
         self._sockets = Sockets(node, identity, limits, encrypted)
         try:
@@ -147,12 +151,20 @@ class IoThread:
         self.links.pump()
 
     def _finished(self) -> bool:
-        return self._closes_s is not None and (self.links.idle or time.monotonic() >= self._closes_s)
+        if self._closes_s is None:
+            return False
+        if not self._said_bye and self.links.idle:
+            self._said_bye = True
+            self.links.say_bye()
+            self.inbound.say_bye()
+        # A connection that ends may take unread messages with it, so the peers' answers are waited for.
+        parted = self._said_bye and not (self.links.parting or self.inbound.parting)
+        return parted or time.monotonic() >= self._closes_s
 
     def _end(self) -> None:
-        remaining_s = (self._closes_s or 0.0) - time.monotonic()
-        self.links.say_bye()
-        self.inbound.say_bye()
-        self._sockets.close(max(100, int(remaining_s * 1000)))
+        if not self._said_bye:
+            self.links.say_bye()
+            self.inbound.say_bye()
+        self._sockets.close(END_LINGER_MS)
         self.poll.close()
         self._ended()

@@ -47,6 +47,9 @@ class Links:
         self._links: dict[int, Link] = {}
         self._accounts: dict[int, Account] = {}
         self._gone: set[int] = set()
+        self._said_bye = False
+        self.parting: set[int] = set()
+        """Who has been told that we stop, and has not answered yet."""
         self._ready: dict[int, Link] = {}
 
     @property
@@ -91,7 +94,7 @@ class Links:
 
     def watch(self, peer: int) -> None:
         """Have a link to the peer, so that its going is noticed."""
-        if peer not in self._gone:
+        if peer not in self._gone and not self._said_bye:
             self._open(peer)
 
     def heard(self, peer: int) -> None:
@@ -127,10 +130,12 @@ class Links:
                 self._notices.gone(peer)
 
     def say_bye(self) -> None:
-        """Tell every peer that we stop, behind everything else that it was sent."""
-        for link in self._links.values():
+        """Tell every peer that we stop, behind everything else that it was sent; it answers in kind."""
+        self._said_bye = True
+        for peer, link in self._links.items():
             with contextlib.suppress(zmq.ZMQError):
                 link.socket.send(frames.BYE_FRAME, zmq.NOBLOCK)
+                self.parting.add(peer)
 
     def _open(self, peer: int) -> Link | None:
         link = self._links.get(peer)
@@ -150,6 +155,7 @@ class Links:
     def _close(self, peer: int) -> None:
         link = self._links.pop(peer, None)
         if link is not None:
+            self.parting.discard(peer)
             self._ready.pop(peer, None)
             self._poll.remove(link.socket)
             self._poll.remove(link.monitor)
@@ -183,6 +189,8 @@ class Links:
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.heard(peer)
             self._ready[peer] = link
-        elif kind != zmq.EVENT_DISCONNECTED:
+        elif kind == zmq.EVENT_DISCONNECTED:
+            self.parting.discard(peer)
+        else:
             detail = f"{zmq.Event(kind).name} {event['value']}: node {peer} has another key there, or does not admit us"
             self._refusals.by_address("handshake", link.card.address, time.monotonic(), detail)

@@ -108,8 +108,9 @@ class Transport:
     async def send(self, to: int, encoded: Encoded, *, keep: object = None) -> None:
         """Queue a message for a peer; waits while what is queued for that peer is beyond ``limits.queue_bytes``.
 
-        The buffers must not change, and ``keep`` is held, until the bytes have left. NotAMember for a node that is not
-        in the roster, Unreachable for one that has gone, FrameTooLarge for a message that no peer would accept.
+        The buffers must not change, and ``keep`` is held, until the bytes have been copied or have left. NotAMember for
+        a node that is not in the roster, Unreachable for one that has gone, FrameTooLarge for a message that no peer
+        would accept.
         """
         io = self._running()
         if self._roster is None or to not in self._roster:
@@ -197,7 +198,8 @@ class Transport:
     def _peer_gone(self, peer: int) -> None:
         self._gone.add(peer)
         self._release(peer)
-        self._on_lost(peer)
+        if not self._closing:
+            self._on_lost(peer)
 
     def _io_ended(self) -> None:
         self._closing = True

@@ -54,6 +54,7 @@ class SimWorld:
         nodes: how many.
         seed: the experiment's.
         window_tasks: recorded tasks after which what is wanted so far is solved.
+        on_window: called whenever that has happened.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class SimWorld:
         network: NetworkSection,
         roles: Mapping[int, str],
         window_tasks: int,
+        on_window: Callable[[], None] = lambda: None,
     ) -> None:
         clock = asyncio.get_running_loop()
         if not isinstance(clock, VirtualClock):
@@ -91,6 +93,7 @@ class SimWorld:
         self._network = Network(network, nodes, seed)
         self._seconds_per_sample = per_node(devices.seconds_per_sample, nodes, seed, "seconds_per_sample")
         self._window_tasks = window_tasks
+        self._on_window = on_window
         self._window_end = window_tasks
         self._by_role = _by_role(nodes, roles)
         self._topologies: dict[TopologySection, Topology] = {}
@@ -130,7 +133,7 @@ class SimWorld:
     def solve(self, wanted: Sequence[Ref]) -> None:
         """Solve some values, and fill in what was recorded."""
         self.solver.solve([*wanted, *self.recorder.wanted()])
-        self.recorder.settle(self.solver.value)
+        self.recorder.settle(self.graph.values)
 
     def _ended(self, task: asyncio.Task[Ref | None]) -> None:
         if task.cancelled():
@@ -157,7 +160,7 @@ class SimWorld:
     def stories(self) -> Iterator[str]:
         """What every waiting node waits for."""
         for ctx in self._contexts:
-            yield from ctx.mailbox.stories()
+            yield from ctx.stories()
 
     # What a context sees
 
@@ -190,6 +193,7 @@ class SimWorld:
     def _close_window(self) -> None:
         self._window_end = self.graph.recorded + self._window_tasks
         self.solve(())
+        self._on_window()
 
     def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> Awaitable[None]:
         """Put a message on its way to each peer."""
@@ -201,7 +205,7 @@ class SimWorld:
         self._transmit(ctx, (to,), message, 0, reply)
 
     def _transmit(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
-        size = codec.size_bytes(message)
+        size = codec.size_bytes(message, request, reply)
         me = ctx.me
         post = self.clock.post
         delays_s = self._network.delays_s(me, to, size)
@@ -236,6 +240,9 @@ class SimWorld:
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
         """Keep some metrics of a node's round, and what it has sent so far."""
         self.recorder.add(self.clock.now, ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
+
+    def watch(self, peers: Sequence[int]) -> None:
+        """Nothing to do: a simulated loss is told to all."""
 
     def spawn(self, ctx: Context, work: Coroutine[Any, Any, None]) -> None:
         """Run work beside a node's ``run``."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from node.op import Key, Op, Task, Value
+from node.op import Key, Op, Spec, Task, Value
 from node.protocol import Protocol
 from node.solver import BatchedExecutor, InlineExecutor
 from node.tape import first_difference
@@ -38,13 +38,15 @@ def check_op(op: Op[...], inputs: Sequence[Value], seed: int = 0, **static: Any)
     tasks = [Task(tuple(inputs), static, Key(seed, node, 1)) for node in range(4)]
     single = InlineExecutor().solve(op, tasks)
     again = InlineExecutor().solve(op, tasks[::-1])[::-1]
-    for one, other in zip(single, again, strict=True):
-        assert np.array_equal(np.asarray(one), np.asarray(other)), f"{op.name} gives another value the second time"
-    for value, kept in zip(inputs, before, strict=True):
-        assert np.array_equal(np.asarray(value), kept), f"{op.name} changed one of its inputs"
-    for one, other in zip(single, BatchedExecutor().solve(op, tasks), strict=True):
-        assert np.allclose(np.asarray(one), np.asarray(other), rtol=1e-5, atol=1e-6), f"{op.name}: batch is not single"
-    differs = any(not np.array_equal(np.asarray(single[0]), np.asarray(other)) for other in single[1:])
+    assert all(map(_equal, single, again)), f"{op.name} gives another value the second time"
+    assert all(map(np.array_equal, map(np.asarray, inputs), before)), f"{op.name} changed one of its inputs"
+    promised = op.spec([_spec_of(value) for value in inputs], static)
+    for value in single:
+        assert _spec_of(value) == promised, f"{op.name} promises {promised} and gives {_spec_of(value)}"
+    batched = BatchedExecutor().solve(op, tasks)
+    assert len(batched) == len(tasks), f"{op.name}: {len(batched)} values for a batch of {len(tasks)}"
+    assert all(map(_close, single, batched)), f"{op.name}: batch is not single"
+    differs = any(not _equal(single[0], other) for other in single[1:])
     if op.seeded:
         assert differs, f"{op.name} is seeded, yet every key gives the same value"
     else:
@@ -57,3 +59,20 @@ def _same_models(one: dict[int, Value], other: dict[int, Value], what: str, exac
         a, b = np.asarray(model), np.asarray(other[node])
         same = np.array_equal(a, b) if exact else np.allclose(a, b, rtol=1e-4, atol=1e-5)
         assert same, f"{what}: the final models of node {node} differ by up to {np.abs(a - b).max():g}"
+
+
+def _numbers(value: Value) -> np.ndarray:
+    return np.array(list(value.values()), dtype=np.float64) if isinstance(value, Mapping) else np.asarray(value)
+
+
+def _spec_of(value: Value) -> Spec:
+    numbers = _numbers(value)
+    return Spec(numbers.shape, str(numbers.dtype), tuple(value) if isinstance(value, Mapping) else ())
+
+
+def _equal(one: Value, other: Value) -> bool:
+    return np.array_equal(_numbers(one), _numbers(other), equal_nan=True)
+
+
+def _close(one: Value, other: Value) -> bool:
+    return np.allclose(_numbers(one), _numbers(other), rtol=1e-5, atol=1e-6, equal_nan=True)

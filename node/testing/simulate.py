@@ -78,21 +78,21 @@ def run_protocol(
     """
     if topology is None:
         topology = TopologySection(kind="ring" if nodes > 2 else "full")
-    return asyncio.Runner(loop_factory=VirtualClock).run(
-        _run(
-            protocol,
-            nodes,
-            workload or Quadratic(nodes, seed=seed),
-            topology,
-            seed,
-            devices or DevicesSection(),
-            network or NetworkSection(),
-            mods,
-            executor or InlineExecutor(),
-            every,
-            window_tasks,
-        )
+    run = _run(
+        protocol,
+        nodes,
+        workload or Quadratic(nodes, seed=seed),
+        topology,
+        seed,
+        devices or DevicesSection(),
+        network or NetworkSection(),
+        mods,
+        executor or InlineExecutor(),
+        every,
+        window_tasks,
     )
+    with asyncio.Runner(loop_factory=VirtualClock) as runner:
+        return runner.run(run)
 
 
 async def _run(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import random
 import tracemalloc
 from collections import deque
 from typing import Any
@@ -21,6 +21,7 @@ from node.op import Ref, Spec
 
 LIMITS = Limits(message_bytes=10_000_000, header_bytes=100_000)
 _released: deque[int] = deque()
+_numbers = itertools.count()
 _values: dict[int, np.ndarray] = {}
 
 
@@ -208,7 +209,7 @@ class TestSendersMistakes:
     @pytest.mark.parametrize("hint", [set[int], dict[int, str], complex, frozenset[Ref], list[set[str]]])
     def test_a_type_that_cannot_travel(self, hint: Any):
         namespace = {"__annotations__": {"first": int, "field": hint}, "__module__": __name__, "__qualname__": "Wrong"}
-        kind = type(Message)("Wrong", (Message,), namespace, name=f"codec/wrong{random.getrandbits(64)}/1")
+        kind = type(Message)("Wrong", (Message,), namespace, name=f"codec/wrong{next(_numbers)}/1")
         with pytest.raises(ProtocolError, match=r"Wrong\.field: .* cannot be sent; allowed are"):
             size_bytes(kind(first=1, field=None))
 

@@ -1,0 +1,68 @@
+"""What an experiment can name, with one line each: for ``starling list``."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from node.config import ExecutorSection, TopologySection
+from node.experiment.loading import bundled, load
+from node.experiment.plugins import registered
+
+_MODELS = {
+    "softmax": "softmax regression: one linear layer",
+    "mlp": "fully connected; model.hidden gives the widths",
+    "lenet": "LeNet with GroupNorm, for images",
+    "resnet8": "small ResNet with GroupNorm, for images",
+}
+_DATASETS = {
+    "digits": "8x8 handwritten digits, 1,797 samples, 10 classes (scikit-learn)",
+    "breast_cancer": "tabular, 569 samples, 2 classes (scikit-learn)",
+    "synthetic": "seeded Gaussian classes of any shape and size",
+    "FILE": "a .npz, .csv or .parquet file",
+    "HUB ID": "a Hugging Face data set or a folder saved from one (needs starling-node[data])",
+}
+_TOPOLOGIES = {
+    "ring": "two neighbours each",
+    "torus": "a grid without edges, four neighbours each",
+    "regular": "random connected graph of topology.degree neighbours each, fixed",
+    "random-regular": "the same, drawn afresh every round",
+    "exponential": "directed, to the nodes 1, 2, 4, … further on",
+    "one-peer": "directed, one of those hops a round",
+    "erdos-renyi": "each edge with topology.probability",
+    "full": "everybody with everybody",
+    "star": "all with node 0",
+    "file": "edge list in topology.path",
+}
+_EXECUTORS = {
+    "inline": "one task at a time: the reference",
+    "batched": "equal tasks of many nodes stacked into one call",
+}
+
+
+def choices() -> dict[str, dict[str, str]]:
+    """Names by kind of thing, each with a line that says what it is."""
+    assert set(_TOPOLOGIES) == set(get_args(TopologySection.model_fields["kind"].annotation))
+    assert set(_EXECUTORS) == set(get_args(ExecutorSection.model_fields["kind"].annotation))
+    return {
+        "experiments": {name: _experiment(name) for name in bundled()},
+        "protocols": {name: _first_line(name) for name in sorted(registered("starling.protocols"))},
+        "models": {**_MODELS, **dict.fromkeys(sorted(registered("starling.models")), "plug-in")},
+        "datasets": _DATASETS,
+        "topologies": _TOPOLOGIES,
+        "executors": _EXECUTORS,
+        "attacks": {},
+        "mods": {"module:Class": "any subclass of node.Mod or node.Observer"},
+    }
+
+
+def _experiment(name: str) -> str:
+    config = load(name)
+    return f"{config.nodes} nodes, {config.protocol.use} on {config.data.name}"
+
+
+def _first_line(protocol: str) -> str:
+    entry = registered("starling.protocols")[protocol]
+    import importlib
+
+    module = importlib.import_module(entry.module)
+    return (module.__doc__ or "").strip().split("\n")[0]

@@ -1,0 +1,179 @@
+"""The ``starling`` command: parses, calls, prints, and turns every StarlingError into one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from node.errors import ConfigError, StarlingError
+
+SUCCESS, WRONG_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
+
+app = typer.Typer(
+    name="starling",
+    help="Decentralized learning: real networked nodes, and the same code under a virtual clock.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Clock(StrEnum):
+    """The two worlds."""
+
+    real = "real"
+    virtual = "virtual"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("starling-node"))
+        raise typer.Exit
+
+
+@app.callback()
+def starling(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what happens, as JSON lines on stderr.")
+    ] = False,
+) -> None:
+    """Options common to all commands."""
+    from node.logs import configure
+
+    configure(verbose)
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled experiment.")],
+    clock: Annotated[Clock | None, typer.Option(help="Real processes on this machine, or a simulation.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any key.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: runs/NAME-TIME.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json on stdout, and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    check_determinism: Annotated[
+        bool, typer.Option("--check-determinism", help="Simulate twice and compare every event.")
+    ] = False,
+) -> None:
+    """Run one experiment with all its nodes."""
+    from node.cli import running
+
+    overrides = [*(sets or []), *([f"clock={clock.value}"] if clock else [])]
+    if check_determinism:
+        typer.echo(running.check_determinism(experiment, overrides))
+        return
+    summary, folder = running.run(experiment, overrides, out, quiet=quiet or as_json)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    elif not quiet:
+        running.tell_outcome(summary, folder)
+    raise typer.Exit({"finished": SUCCESS, "interrupted": INTERRUPTED}.get(summary["status"], FAILED))
+
+
+@app.command()
+def node(
+    config: Annotated[Path, typer.Option(help="The node's TOML file.")],
+) -> None:
+    """Run one real node in the foreground, until SIGTERM."""
+    from node.live.daemon import run_node
+
+    raise typer.Exit(run_node(config))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Compare runs: a table here, plots in one HTML file."""
+    from rich.console import Console
+
+    from node.cli.report import comparison_table, write_report
+    from node.cli.runs import load_run
+
+    loaded = [load_run(folder) for folder in runs]
+    write_report(loaded, out)
+    Console().print(comparison_table(loaded))
+    typer.echo(f"report: {out}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str | None, typer.Argument(help="One kind of thing; default: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What an experiment can name."""
+    from node.cli.listing import choices
+
+    known = choices()
+    if what is not None and what not in known:
+        raise ConfigError(f"list: nothing is called {what!r}; allowed: {', '.join(known)}")
+    chosen = {what: known[what]} if what else known
+    if as_json:
+        typer.echo(json.dumps(chosen))
+        return
+    for kind, names in chosen.items():
+        if not what:
+            typer.echo(f"{kind}:")
+        for name, meaning in names.items():
+            typer.echo(f"  {name:<16} {meaning}".rstrip())
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, what is missing, and what to do about it."""
+    from node.cli.doctor import examine
+
+    healthy = True
+    for finding in examine():
+        healthy = healthy and finding.ok
+        typer.echo(
+            f"{'ok     ' if finding.ok else 'MISSING'} {finding.what}{': ' if finding.detail else ''}{finding.detail}"
+        )
+    raise typer.Exit(SUCCESS if healthy else FAILED)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exit codes: 0 success, 2 wrong input, 3 the run failed, 130 interrupted."""
+    try:
+        app(arguments, standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except ConfigError as error:
+        _complain(error)
+        sys.exit(WRONG_INPUT)
+    except StarlingError as error:
+        _complain(error)
+        sys.exit(FAILED)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone (`starling list | head`): not our failure, and not worth a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except Exception as error:
+        if not _is_usage(error):
+            raise
+        _complain(error)
+        sys.exit(WRONG_INPUT)
+
+
+def _is_usage(error: Exception) -> bool:
+    return hasattr(error, "format_message")
+
+
+def _complain(error: Any) -> None:
+    text = error.format_message() if _is_usage(error) else str(error)
+    typer.echo(f"starling: {text}", err=True)
+
+
+if __name__ == "__main__":
+    main()

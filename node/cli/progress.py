@@ -1,0 +1,91 @@
+"""How a run shows that it lives: a bar on a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from node.config import ExperimentConfig
+from node.record import Recorder
+
+_LINE_EVERY_S = 2.0
+
+
+class Progress:
+    """Shows rounds, accuracy, rate and time left on stderr. Use as a context manager.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, config: ExperimentConfig, quiet: bool) -> None:
+        self._name = config.name
+        self._nodes = config.nodes
+        self._rounds = int(config.protocol.options.get("rounds", 0)) or None
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+        self._bar: Bar | None = None
+        self._last_line_s = time.monotonic()
+        self._rows = 0
+
+    def __enter__(self) -> Self:
+        if not self._quiet and self._console.is_terminal:
+            self._bar = Bar(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("round {task.completed}/{task.total}"),
+                TextColumn("{task.fields[accuracy]}"),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._started_s = time.monotonic()
+            self._task = self._bar.add_task(
+                f"{self._name}, {self._nodes} nodes", total=self._rounds, accuracy="", rate=""
+            )
+        self._started_s = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, time_s: float, recorder: Recorder) -> None:
+        """Show how far the run is. Cheap enough to be called often: it looks at the numbers a few times a second."""
+        now = time.monotonic()
+        every_s = 0.2 if self._bar is not None else _LINE_EVERY_S
+        if self._quiet or now - self._last_line_s < every_s:
+            return
+        self._last_line_s = now
+        rounds = recorder.rounds()
+        accuracies = recorder.latest("accuracy")
+        mean = sum(accuracies.values()) / len(accuracies) if accuracies else None
+        accuracy = f"accuracy {mean:.3f}" if mean is not None else ""
+        rate = f"{rounds / max(now - self._started_s, 1e-9):.1f} rounds/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=rounds, accuracy=accuracy, rate=rate)
+        else:
+            total = f"/{self._rounds}" if self._rounds else ""
+            parts = [f"{self._name}: round {rounds}{total}", accuracy, rate, f"{time_s:.1f} s"]
+            sys.stderr.write("  ".join(part for part in parts if part) + "\n")
+
+    def note(self, text: str) -> None:
+        """Say something that must not be missed: a node that died, say."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            sys.stderr.write(text + "\n")

@@ -1,0 +1,99 @@
+"""What ``starling run`` does: load, run in one world or the other, write, tell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from node.cli.progress import Progress
+from node.errors import ConfigError, Nondeterminism, StarlingError
+from node.experiment.loading import load
+from node.experiment.result import run_folder, write_run
+from node.tape import first_difference
+
+
+def run(experiment: str, overrides: Sequence[str], out: Path | None, quiet: bool) -> tuple[dict[str, Any], Path]:
+    """Run an experiment and write its folder; gives the summary and the folder."""
+    config = load(experiment, overrides, os.environ)
+    from node.experiment.setup import prepare
+
+    setup = prepare(config)
+    folder = run_folder(out, config.name)
+    with Progress(config, quiet) as progress:
+        if config.clock == "virtual":
+            from node.experiment.virtual import run_virtual
+
+            result = run_virtual(setup, progress.update)
+        else:
+            from node.experiment.real import run_real
+
+            result = run_real(setup, folder, progress.update, progress.note)
+    return write_run(folder, setup, result, _report), folder
+
+
+def _report(folder: Path) -> None:
+    from node.cli.report import write_report
+    from node.cli.runs import load_run
+
+    write_report([load_run(folder)], folder / "report.html")
+
+
+def tell_outcome(summary: dict[str, Any], folder: Path) -> None:
+    """The run in a few lines."""
+    accuracy = summary["metrics"].get("accuracy")
+    reached = (
+        f"mean test accuracy {accuracy['mean']:.4f} (lowest {accuracy['min']:.4f}, highest {accuracy['max']:.4f})"
+        if accuracy and accuracy["mean"] is not None
+        else "no accuracy recorded"
+    )
+    kind = "real processes" if summary["clock"] == "real" else "simulated nodes"
+    typer.echo(
+        f"{summary['name']}: {summary['nodes']} {kind}, {summary['protocol']}, {summary['rounds']} rounds: {reached}"
+    )
+    typer.echo(
+        f"  {summary['time_s']:.2f} s {'real' if summary['clock'] == 'real' else 'virtual'} time, "
+        f"{summary['wall_s']:.2f} s in all; {summary['messages']} messages, {summary['bytes_sent'] / 1e6:.1f} MB"
+    )
+    for node, how in summary["lost"].items():
+        typer.echo(f"  node {node} {how}")
+    if summary["status"] != "finished":
+        typer.echo(f"  {summary['status']}: {summary['error']}", err=True)
+    typer.echo(f"  results: {folder}/  (report.html, summary.json, metrics.parquet)")
+
+
+def check_determinism(experiment: str, overrides: Sequence[str]) -> str:
+    """Simulate twice, in two processes with different hash seeds, and compare every event."""
+    config = load(experiment, overrides, os.environ)
+    if config.clock != "virtual":
+        raise ConfigError("--check-determinism: only the virtual clock is deterministic; add --clock virtual")
+    with tempfile.TemporaryDirectory() as folder:
+        tapes = [Path(folder) / f"{i}.tape" for i in range(2)]
+        for hash_seed, tape in enumerate(tapes):
+            _record(experiment, overrides, tape, str(hash_seed))
+        one, other = (tape.read_bytes() for tape in tapes)
+    difference = first_difference(one, other)
+    if difference is not None:
+        number, first, second = difference
+        raise Nondeterminism(
+            f"two runs of {experiment} differ first at event {number}: "
+            f"{first.json() if first else 'the run has ended'} in one, "
+            f"{second.json() if second else 'the run has ended'} in the other; "
+            "the protocol reads something that is not in its context (clock, random, a set's order, the environment)"
+        )
+    return f"deterministic: {len(one) // 40} events, twice the same"
+
+
+def _record(experiment: str, overrides: Sequence[str], tape: Path, hash_seed: str) -> None:
+    command = [sys.executable, "-m", "node.cli.tape", experiment, str(tape), *overrides]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise StarlingError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the simulation failed")

@@ -1,0 +1,155 @@
+"""Read an experiment: the file, then the environment, then ``--set``; every mistake becomes one clear line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from node.config import ExperimentConfig
+from node.errors import ConfigError
+
+_PREFIX = "STARLING_"
+_FILE_SUFFIXES = (".csv", ".npz", ".parquet")
+
+
+def bundled() -> list[str]:
+    """Names of the experiments that come with Starling."""
+    folder = resources.files("node") / "experiments"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load(experiment: str, sets: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> ExperimentConfig:
+    """The effective configuration of an experiment.
+
+    Args:
+        experiment: a TOML file, or the name of a bundled experiment.
+        sets: ``table.key=value`` overrides, values in TOML syntax; a bare word is a string.
+        environ: ``STARLING_TABLE__KEY`` overrides, weaker than ``sets``.
+
+    Raises:
+        ConfigError: one line that names the file, the key, and what is allowed.
+    """
+    source, text = _read(experiment)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    _make_paths_absolute(values, Path(source).parent if Path(source).is_file() else None)
+    for key, value in _from_environment(environ or {}):
+        _put(values, key, value, f"environment {_PREFIX}{'__'.join(key).upper()}")
+    for override in sets:
+        key, value = _from_flag(override)
+        _put(values, key, value, f"--set {override}")
+    return validated(values, source)
+
+
+def validated(values: Mapping[str, Any], source: str) -> ExperimentConfig:
+    """Check the keys and values of an experiment that came from ``source``."""
+    try:
+        return ExperimentConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain(error.errors(), ExperimentConfig)}") from None
+
+
+def digest(config: ExperimentConfig) -> str:
+    """A hash of everything that an experiment's results follow from."""
+    return hashlib.blake2b(config.model_dump_json().encode(), digest_size=8).hexdigest()
+
+
+def explain(errors: list[ErrorDetails], model: Any, prefix: str = "") -> str:
+    """The first of some validation errors in words: the key, what is wrong, what is allowed."""
+    error = errors[0]
+    path = [str(part) for part in error["loc"] if not str(part).endswith("Distribution")]
+    scalars = {"float", "int", "constrained-float"}
+    path = [part for part in path if part not in scalars and "[" not in part]
+    key = prefix + ".".join(path)
+    kind, more = error["type"], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if kind == "extra_forbidden":
+        known = _known_keys(model, path[:-1])
+        return f"{key}: there is no such key{_nearest(path[-1], known)}; known here: {', '.join(known)}{more}"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = f" (got {error['input']!r:.60})" if kind not in ("missing", "value_error") else ""
+    return f"{key}: {message[0].lower() + message[1:]}{shown}{more}"
+
+
+def unknown(what: str, key: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not one of those that are known."""
+    known = sorted(known)
+    return ConfigError(f"{key}: no {what} is called {name!r}{_nearest(name, known)}; known: {', '.join(known)}")
+
+
+def _read(experiment: str) -> tuple[str, str]:
+    path = Path(experiment)
+    if path.suffix == ".toml" or path.exists():
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(f"{experiment}: cannot be read: {reason}") from None
+    entry = resources.files("node") / "experiments" / f"{experiment}.toml"
+    if not entry.is_file():
+        raise unknown("experiment", "EXPERIMENT", experiment, bundled())
+    return experiment, entry.read_text(encoding="utf-8")
+
+
+def _make_paths_absolute(values: dict[str, Any], folder: Path | None) -> None:
+    """Paths in a file are relative to the file, so that it means the same from everywhere."""
+    if folder is None:
+        return
+    for table, key in (("topology", "path"), ("data", "name")):
+        section = values.get(table)
+        if isinstance(section, dict) and isinstance(name := section.get(key), str) and name:
+            is_path = key == "path" or name.endswith(_FILE_SUFFIXES)
+            if is_path and not Path(name).is_absolute():
+                section[key] = str((folder / name).resolve())
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[list[str], Any]]:
+    for name in sorted(environ):
+        if name.startswith(_PREFIX):
+            yield name.removeprefix(_PREFIX).lower().split("__"), _value(environ[name])
+
+
+def _from_flag(override: str) -> tuple[list[str], Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override}: write it as key=value, for example training.lr=0.05")
+    return key.strip().split("."), _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(values: dict[str, Any], key: list[str], value: Any, source: str) -> None:
+    table = values
+    for part in key[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source}: {part!r} is not a table")
+    table[key[-1]] = value
+
+
+def _known_keys(model: Any, path: list[str]) -> list[str]:
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = field.annotation
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

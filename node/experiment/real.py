@@ -1,0 +1,215 @@
+"""Run an experiment as real processes on this machine: one per node, over encrypted ZeroMQ on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import uvloop
+
+from node.experiment.result import Result
+from node.experiment.setup import Setup
+from node.experiment.virtual import Progress, peak_rss_bytes
+from node.identity import Card, Identity, Roster
+from node.learn import tensors
+from node.live import supervisor
+from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop
+from node.live.checkpoints import Checkpoints
+from node.live.transport import Transport
+from node.live.world import LiveWorld, Tensors, cannot_go_on
+from node.op import Value
+from node.record import Recorder, Row
+from node.tape import Tape
+
+_TELL_EVERY_S = 0.25
+TENSORS = Tensors(tensors.to_buffer, tensors.from_buffer)
+
+
+def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str], None]) -> Result:
+    """Fork, supervise and gather; a failure or an interrupt ends in the result, not in an exception.
+
+    Args:
+        folder: the run's; logs of nodes that had something to say stay in ``logs/``.
+        note: told in words of what must not be missed.
+    """
+    started_s = time.monotonic()
+    result = Result(Recorder())
+    setup.workload.warm_up()
+    network = f"{setup.config.name}-{secrets.token_hex(8)}"
+    children = supervisor.fork_all(
+        setup.config.nodes, lambda node, end: _child(setup, network, node, end), folder / "logs"
+    )
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_supervise(setup, children, result, progress, note))
+    except KeyboardInterrupt:
+        result.status, result.error = "interrupted", "interrupted"
+    finally:
+        supervisor.end_all(children)
+    _gather(setup, children, result)
+    result.wall_s = time.monotonic() - started_s
+    return result
+
+
+async def _supervise(
+    setup: Setup,
+    children: list[supervisor.Child],
+    result: Result,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> None:
+    recorder = result.recorder
+
+    def measured(said: Measured) -> None:
+        for row in said.rows:
+            recorder.append(Row(*row))
+
+    def lost(node: int, how: str) -> None:
+        result.lost[node] = how
+        note(f"node {node} {how}")
+
+    watch = supervisor.Supervisor(children, measured, lost)
+    main = asyncio.current_task()
+    assert main is not None
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        main.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    telling = asyncio.create_task(_tell(watch, recorder, progress))
+    try:
+        await watch.run()
+        result.status, result.error = ("failed", watch.failure) if watch.failure else ("finished", None)
+    except asyncio.CancelledError:
+        if not terminated:
+            raise
+        result.status, result.error = "interrupted", "terminated by SIGTERM"
+    finally:
+        telling.cancel()
+        result.time_s = time.monotonic() - watch.started_s if watch.started_s else 0.0
+
+
+async def _tell(watch: supervisor.Supervisor, recorder: Recorder, progress: Progress) -> None:
+    while True:
+        await asyncio.sleep(_TELL_EVERY_S)
+        progress(time.monotonic() - watch.started_s if watch.started_s else 0.0, recorder)
+
+
+def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> None:
+    finished = [(child.node, child.finished) for child in children if child.finished is not None]
+    for node, said in finished:
+        if said.model is not None:
+            result.models[node] = tensors.from_buffer(bytearray(said.model), setup.workload.model_spec)
+    reports = [said for _, said in finished]
+    if reports and result.status == "finished":
+        result.time_s = max(said.time_s for said in reports)
+    result.events = sum(said.events for said in reports)
+    result.tape = b"".join(said.tape for said in reports)
+    result.tasks = sum(said.tasks for said in reports)
+    result.batched_calls = sum(said.batches for said in reports)
+    result.forced_solves = sum(said.forced_solves for said in reports)
+    result.messages = sum(said.messages for said in reports)
+    result.bytes_sent = sum(said.bytes_sent for said in reports)
+    result.peak_rss_bytes = peak_rss_bytes() + sum(said.private_bytes for said in reports)
+
+
+# In the child
+
+
+def _child(setup: Setup, network: str, node: int, end: socket.socket) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_take_part(setup, network, node, end))
+
+
+async def _take_part(setup: Setup, network: str, node: int, end: socket.socket) -> int:
+    main = asyncio.current_task()
+    assert main is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
+    channel = await Channel.over(end)
+    blocks: list[bytes] = []
+    tape = Tape(blocks.append if setup.config.record.events else None)
+    recorder = Recorder(setup.config.record.every)
+    sent_rows = 0
+
+    def settled() -> None:
+        nonlocal sent_rows
+        rows = [tuple(row) for row in recorder.rows(sent_rows, recorder.settled)]
+        sent_rows = recorder.settled
+        if rows:
+            channel.say(Measured(rows))
+
+    world = LiveWorld(
+        node,
+        setup.config.nodes,
+        setup.config.seed,
+        setup.workload,
+        setup.topology,
+        setup.executor(),
+        recorder,
+        tape,
+        tensors=TENSORS,
+        roles=setup.roles,
+        checkpoints=Checkpoints(None),
+        on_settled=settled,
+    )
+    identity = Identity.generate()
+    world.transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose)
+    world.transport.start()
+    orders = asyncio.create_task(_obey(channel, main))
+    try:
+        channel.say(Shown(identity.card(node, world.transport.address, network).to_bytes()))
+        begin = await orders
+        if begin is None:
+            return 0
+        world.transport.admit(Roster(Card.from_bytes(card) for card in begin.cards))
+        orders = asyncio.create_task(_obey(channel, main))
+        try:
+            final = await world.run(setup.make_protocol(), setup.wrapping(node))
+        except Exception as error:
+            channel.say(Failed(cannot_go_on(error)))
+            return 1
+        tape.digest()
+        channel.say(_finished(world, final, blocks))
+        await orders
+    except asyncio.CancelledError:
+        return 0
+    finally:
+        orders.cancel()
+        await world.transport.close()
+        await world.close()
+        await channel.close()
+    return 0
+
+
+async def _obey(channel: Channel, main: asyncio.Task[int]) -> Begin | None:
+    """The supervisor's next order: the roster, or None for the end, which comes by itself where the supervisor goes."""
+    said = await channel.hear()
+    if isinstance(said, Begin):
+        return said
+    assert said is None or isinstance(said, Stop)
+    main.cancel()
+    return None
+
+
+def _finished(world: LiveWorld, final: Value | None, blocks: list[bytes]) -> Finished:
+    return Finished(
+        model=None if final is None else bytes(tensors.to_buffer(final)),
+        time_s=world.clock.time(),
+        events=world.tape.events,
+        tape=b"".join(blocks),
+        tasks=world.graph.recorded,
+        batches=world.batches,
+        forced_solves=world.forced_solves,
+        messages=world.messages,
+        bytes_sent=world.bytes_sent,
+        private_bytes=psutil.Process().memory_full_info().uss,
+    )

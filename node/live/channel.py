@@ -1,0 +1,100 @@
+"""What a supervisor and its nodes say to each other, over a socket pair: length-prefixed msgpack."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Self, TypeAlias
+
+import msgspec
+
+_MOST_BYTES = 1 << 30
+
+
+class Shown(msgspec.Struct, tag="shown"):
+    """A node listens, and shows its card."""
+
+    card: bytes
+
+
+class Measured(msgspec.Struct, tag="measured"):
+    """Rows of a node's metrics: time_s, node, round, metric, value."""
+
+    rows: list[tuple[float, int, int, str, float]]
+
+
+class Finished(msgspec.Struct, tag="finished"):
+    """A node's protocol has ended."""
+
+    model: bytes | None
+    time_s: float
+    events: int
+    tape: bytes
+    tasks: int
+    batches: int
+    forced_solves: int
+    messages: int
+    bytes_sent: int
+    private_bytes: int
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """A node cannot go on."""
+
+    error: str
+
+
+class Begin(msgspec.Struct, tag="begin"):
+    """The cards of all nodes: talk to them, and to nobody else, and begin."""
+
+    cards: list[bytes]
+
+
+class Stop(msgspec.Struct, tag="stop"):
+    """End now, in order."""
+
+
+Said: TypeAlias = Shown | Measured | Finished | Failed | Begin | Stop
+_decoder = msgspec.msgpack.Decoder(Said)
+
+
+class Channel:
+    """One end of the pair."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def over(cls, end: socket.socket) -> Self:
+        """Talk over one end of a connected socket pair."""
+        return cls(*await asyncio.open_connection(sock=end))
+
+    def say(self, said: Said) -> None:
+        """Queue something for the other side; nothing happens where it has gone."""
+        data = msgspec.msgpack.encode(said)
+        if not self._writer.is_closing():
+            self._writer.write(len(data).to_bytes(4, "little") + data)
+
+    async def flush(self) -> None:
+        """Wait until what was said has been taken over; gives up where the other side has gone."""
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            return
+
+    async def hear(self) -> Said | None:
+        """The next thing that the other side says; None: it has gone."""
+        try:
+            size = int.from_bytes(await self._reader.readexactly(4), "little")
+            if size > _MOST_BYTES:
+                return None
+            said: Said = _decoder.decode(await self._reader.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        return said
+
+    async def close(self) -> None:
+        """Send what is queued and close."""
+        await self.flush()
+        self._writer.close()

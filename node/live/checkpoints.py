@@ -1,0 +1,75 @@
+"""A live node's saved state: at every instant one whole generation on disk, whenever the power fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from node.errors import Corrupt
+from node.op import Spec
+
+Saved = tuple[dict[str, Any], dict[str, tuple[Spec, bytes]]]
+"""Plain values, and tensors as spec and raw elements, both by name."""
+
+
+class Checkpoints:
+    """Two generations of one node's state in a folder; without a folder, one in memory.
+
+    A file is a BLAKE2b digest, then msgpack. It is written under another name, synced and renamed.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._memory: bytes | None = None
+
+    def save(self, plain: Mapping[str, Any], tensors: Mapping[str, tuple[Spec, bytes]]) -> None:
+        """Keep a state; the one before stays as a fallback. A full disk leaves the last one and a warning."""
+        body = msgspec.msgpack.encode((dict(plain), {name: (tuple(s), data) for name, (s, data) in tensors.items()}))
+        if self._folder is None:
+            self._memory = body
+            return
+        try:
+            self._write(self._folder, hashlib.blake2b(body).digest() + body)
+        except OSError as error:
+            structlog.get_logger().warning("checkpoint not saved", folder=str(self._folder), reason=str(error))
+
+    def _write(self, folder: Path, data: bytes) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        new, current, previous = (folder / f"checkpoint.{name}" for name in ("new", "current", "previous"))
+        with new.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if current.exists():
+            current.replace(previous)
+        new.replace(current)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def load(self) -> Saved | None:
+        """The newest whole state, or None where nothing was ever saved. Raises Corrupt where none is whole."""
+        if self._folder is None:
+            return None if self._memory is None else _parse(self._memory)
+        found = [path for name in ("current", "previous") if (path := self._folder / f"checkpoint.{name}").exists()]
+        for path in found:
+            data = path.read_bytes()
+            if hashlib.blake2b(data[64:]).digest() == data[:64]:
+                return _parse(data[64:])
+            structlog.get_logger().warning("checkpoint is torn, falling back", path=str(path))
+        if found:
+            raise Corrupt(f"{self._folder}: no checkpoint is whole; move the folder away to start anew")
+        return None
+
+
+def _parse(body: bytes) -> Saved:
+    plain, tensors = msgspec.msgpack.decode(body)
+    return plain, {name: (Spec(tuple(s[0]), s[1], tuple(s[2])), data) for name, (s, data) in tensors.items()}

@@ -1,0 +1,242 @@
+"""Emulate many nodes on one machine: fork them from one warmed-up parent, and end every one of them whatever happens.
+
+The parent that forks has no event loop, no ZeroMQ context and no thread; each child makes its own. A child ends when
+its channel to the supervisor does, so that none outlives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop
+
+_STOP_S = 5.0
+"""Longest wait for a node to end in order before it is killed."""
+
+ChildMain: TypeAlias = Callable[[int, socket.socket], int]
+"""What a forked node runs: its number and its end of the channel, to an exit status."""
+
+
+@dataclass
+class Child:
+    """One forked node."""
+
+    node: int
+    pid: int
+    end: socket.socket
+    log: Path
+    channel: Channel | None = None
+    card: bytes | None = None
+    finished: Finished | None = None
+    status: int | None = None
+    """How it ended, as ``os.waitstatus_to_exitcode`` says it."""
+
+    def how(self) -> str:
+        """The end of a child that should not have ended, in words."""
+        if self.status is not None and self.status < 0:
+            return f"was killed by {signal.Signals(-self.status).name}"
+        last = _last_line(self.log)
+        return f"exited with status {self.status}{': ' + last if last else ''}"
+
+
+def fork_all(nodes: int, main: ChildMain, logs: Path) -> list[Child]:
+    """Fork one child per node, each with its output going to a file of its own in ``logs``."""
+    logs.mkdir(parents=True, exist_ok=True)
+    gc.collect()
+    gc.freeze()
+    children: list[Child] = []
+    try:
+        for node in range(nodes):
+            ours, theirs = socket.socketpair()
+            log = logs / f"node-{node}.log"
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                for sibling in children:
+                    sibling.end.close()
+                _become(node, main, theirs, log)
+            theirs.close()
+            children.append(Child(node, pid, ours, log))
+    except BaseException:
+        end_all(children)
+        raise
+    finally:
+        gc.unfreeze()
+    return children
+
+
+def _become(node: int, main: ChildMain, end: socket.socket, log: Path) -> NoReturn:
+    """In the child: leave the parent's signals and output behind, run, and never return."""
+    status = 1
+    try:
+        parent = os.getppid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the supervisor decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        if os.getppid() == parent:
+            status = main(node, end)
+    except BaseException as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def end_all(children: Iterable[Child]) -> None:
+    """Kill and reap whatever still runs, and remove the logs that nobody wrote to."""
+    children = list(children)
+    for child in children:
+        child.end.close()
+        if child.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+    for child in children:
+        _reap(child, wait=True)
+        if child.log.exists() and not child.log.stat().st_size:
+            child.log.unlink()
+    for folder in {child.log.parent for child in children}:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _reap(child: Child, wait: bool) -> bool:
+    if child.status is None:
+        try:
+            pid, status = os.waitpid(child.pid, 0 if wait else os.WNOHANG)
+        except ChildProcessError:
+            child.status = 0
+            return True
+        if pid == child.pid:
+            child.status = os.waitstatus_to_exitcode(status)
+    return child.status is not None
+
+
+class Supervisor:
+    """Watches over forked nodes, from their cards to their end.
+
+    Args:
+        on_measured: takes the rows of a node's metrics.
+        on_lost: told of a node that died, and how; the others go on where their protocol can.
+    """
+
+    def __init__(
+        self,
+        children: list[Child],
+        on_measured: Callable[[Measured], None],
+        on_lost: Callable[[int, str], None],
+    ) -> None:
+        self._children = children
+        self._on_measured = on_measured
+        self._on_lost = on_lost
+        self._shown = asyncio.Event()
+        self._over = asyncio.Event()
+        self._stopping = False
+        self.failure: str | None = None
+        """Why the run cannot go on, by the first node that said so."""
+        self.started_s = 0.0
+
+    async def run(self) -> None:
+        """Bring the nodes together and wait until every one that lives has finished, or one cannot go on."""
+        listeners = []
+        try:
+            for child in self._children:
+                child.channel = await Channel.over(child.end)
+                listeners.append(asyncio.create_task(self._listen(child)))
+            await self._first_of(self._shown, self._over)
+            if not self._over.is_set():
+                cards = [child.card for child in self._children if child.card is not None]
+                self.started_s = time.monotonic()
+                for channel in self._channels():
+                    channel.say(Begin(cards))
+                await self._over.wait()
+        finally:
+            await self._stop(listeners)
+
+    def _channels(self) -> Iterator[Channel]:
+        for child in self._children:
+            if child.channel is not None:
+                yield child.channel
+
+    async def _first_of(self, *events: asyncio.Event) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in events]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    async def _listen(self, child: Child) -> None:
+        assert child.channel is not None
+        while (said := await child.channel.hear()) is not None:
+            if isinstance(said, Shown):
+                child.card = said.card
+                if all(other.card is not None for other in self._children):
+                    self._shown.set()
+            elif isinstance(said, Measured):
+                self._on_measured(said)
+            elif isinstance(said, Finished):
+                child.finished = said
+                self._look()
+            elif isinstance(said, Failed) and not self._stopping:
+                self.failure = self.failure or f"node {child.node}: {said.error}"
+                self._over.set()
+        await self._gone(child)
+
+    async def _gone(self, child: Child) -> None:
+        """A child has closed its end: it ends, or has ended."""
+        deadline_s = time.monotonic() + _STOP_S
+        while not _reap(child, wait=False) and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.01)
+        if child.status is None:
+            os.kill(child.pid, signal.SIGKILL)
+            _reap(child, wait=True)
+        if not self._stopping:
+            self._on_lost(child.node, child.how())
+            if child.card is None:
+                self.failure = self.failure or f"node {child.node} {child.how()} before it was ready"
+                self._over.set()
+        self._look()
+
+    def _look(self) -> None:
+        if all(child.finished is not None or child.status is not None for child in self._children):
+            if not any(child.finished for child in self._children):
+                self.failure = self.failure or "every node has died"
+            self._over.set()
+
+    async def _stop(self, listeners: list[asyncio.Task[None]]) -> None:
+        self._stopping = True
+        for channel in self._channels():
+            channel.say(Stop())
+        if listeners:
+            await asyncio.wait(listeners, timeout=_STOP_S)
+        for listener in listeners:
+            listener.cancel()
+        await asyncio.gather(*listeners, return_exceptions=True)
+        for channel in self._channels():
+            await channel.close()
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""

@@ -1,0 +1,290 @@
+"""The live world: one node in this process, on the wall clock, over its own compute graph and a transport."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from node import codec
+from node.clock import WallClock
+from node.codec import Header
+from node.config import TopologySection
+from node.context import Context
+from node.errors import BadFrame, StarlingError, TransportError
+from node.graph import Graph
+from node.live.checkpoints import Checkpoints
+from node.live.transport import Transport
+from node.message import Message
+from node.mods import Wrapping
+from node.op import Key, Ref, Spec, Task, Value
+from node.protocol import Protocol
+from node.record import Recorder
+from node.solver import Executor, Plan, explain
+from node.tape import EventKind, Tape
+from node.topology import Topology, build
+from node.world import Workload
+
+
+class Tensors(NamedTuple):
+    """How values become bytes and back, so that this package need not know the tensor library."""
+
+    to_buffer: Callable[[Value], memoryview]
+    from_buffer: Callable[[memoryview, Spec], Value]
+
+
+class LiveWorld:
+    """Runs one node among its peers; a :class:`~node.world.World`.
+
+    Make it inside the event loop. The transport's ``on_message`` and ``on_lost`` must be :meth:`receive` and
+    :meth:`lose`. Ops run in one worker thread, so that the loop goes on answering; the graph belongs to the loop.
+    """
+
+    def __init__(
+        self,
+        me: int,
+        nodes: int,
+        seed: int,
+        workload: Workload,
+        topology: Topology,
+        executor: Executor,
+        recorder: Recorder,
+        tape: Tape,
+        *,
+        tensors: Tensors,
+        roles: Mapping[int, str],
+        checkpoints: Checkpoints,
+        on_settled: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.me = me
+        self.clock = WallClock(asyncio.get_running_loop())
+        self.graph = Graph(seed)
+        self.workload = workload
+        self.topology = topology
+        self.seed = seed
+        self.initial = self.graph.constant(workload.init.solve(Task((), {}, Key(seed, 0, 0))), workload.model_spec)
+        self.recorder = recorder
+        self.tape = tape
+        self.batches = 0
+        self.forced_solves = 0
+        self.messages = 0
+        self.bytes_sent = 0
+        self.refused_messages = 0
+        self.transport: Transport | None = None
+        self._nodes = nodes
+        self._roles = roles
+        self._executor = executor
+        self._tensors = tensors
+        self._checkpoints = checkpoints
+        self._on_settled = on_settled
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="solve")
+        self._solving = asyncio.Lock()
+        self._topologies: dict[TopologySection, Topology] = {}
+        self._context: Context | None = None
+        self._early: list[tuple[int, Message, int, int]] = []
+        self._lost_early: list[int] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self, protocol: Protocol, wrapping: Wrapping | None) -> Value | None:
+        """Take part until the protocol has ended; gives the final model's value. Handlers go on answering after it."""
+        ctx = Context(self.me, self, protocol, wrapping)
+        running = asyncio.ensure_future(protocol.run(ctx))
+        try:
+            await asyncio.sleep(0)  # the protocol's first step: its state is set up before a handler can see it
+            self._open(ctx)
+            self._failure.add_done_callback(lambda _: running.cancel())
+            try:
+                final = await running
+            except asyncio.CancelledError:
+                if self._failure.done():
+                    self._failure.result()
+                raise
+        finally:
+            running.cancel()
+        self.tape.note(self.clock.time(), EventKind.ENDED, self.me)
+        self.recorder.keep_last()
+        await self._settle()
+        return None if final is None else await self._solved(final)
+
+    def _open(self, ctx: Context) -> None:
+        self._context = ctx
+        for peer in self._lost_early:
+            ctx.lose(peer)
+        for sender, message, request, reply in self._early:
+            ctx.deliver(sender, message, request, reply)
+        self._early.clear()
+
+    async def close(self) -> None:
+        """End the work beside ``run``, and the worker thread."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        if self._failure.done():
+            self._failure.exception()
+
+    # What comes from the transport
+
+    def receive(self, sender: int, header: Header, buffers: Sequence[memoryview]) -> None:
+        """Take in a message from the wire. A model of the wrong shape is refused: it could only do harm."""
+        try:
+            if not header.type.any_shape:
+                self._check_shapes(header)
+            message = codec.decode(header, buffers, self._received)
+        except TransportError as error:
+            self.refused_messages += 1
+            if self._context is not None:
+                self._context.log.warning("message refused", peer=sender, reason=str(error))
+            return
+        self.tape.note(self.clock.time(), EventKind.DELIVERED, self.me, sender, header.size_bytes)
+        if self._context is None:
+            self._early.append((sender, message, header.request, header.reply))
+        else:
+            self._context.deliver(sender, message, header.request, header.reply)
+
+    def _check_shapes(self, header: Header) -> None:
+        for spec in header.specs:
+            if spec != self.workload.model_spec:
+                raise BadFrame(
+                    f"{header.type.wire_name} carries {spec.dtype}{list(spec.shape)}, but a model here is "
+                    f"{self.workload.model_spec.dtype}{list(self.workload.model_spec.shape)}"
+                )
+
+    def _received(self, buffer: memoryview, spec: Spec) -> Ref:
+        return self.graph.constant(self._tensors.from_buffer(buffer, spec), spec)
+
+    def lose(self, peer: int) -> None:
+        """A peer has gone."""
+        self.tape.note(self.clock.time(), EventKind.LOST, self.me, peer)
+        if self._context is None:
+            self._lost_early.append(peer)
+        else:
+            self._context.lose(peer)
+
+    # Solving
+
+    async def _solve(self, wanted: Sequence[Ref]) -> None:
+        async with self._solving:
+            plan = Plan(self.graph, wanted)
+            loop = asyncio.get_running_loop()
+            try:
+                while batch := plan.next_batch():
+                    try:
+                        values = await loop.run_in_executor(self._worker, self._executor.solve, batch.op, batch.tasks)
+                    except Exception as error:
+                        raise explain(batch, self.graph, error) from error
+                    self.batches += 1
+                    plan.commit(batch, values)
+            finally:
+                plan.abandon()
+            self.graph.retire()
+
+    async def _solved(self, ref: Ref) -> Value:
+        if not self.graph.is_solved(ref.id):
+            await self._solve([ref])
+        return self.graph.values[ref.id]
+
+    async def _settle(self) -> None:
+        await self._solve(self.recorder.wanted())
+        self.recorder.settle(self.graph.values)
+        self._on_settled()
+
+    # What a context sees
+
+    def peers(self, role: str | None) -> tuple[int, ...]:
+        """All nodes of a role, sorted."""
+        return tuple(node for node in range(self._nodes) if role is None or self._roles.get(node, "learner") == role)
+
+    def topology_of(self, section: TopologySection) -> Topology:
+        """Another topology over the same nodes; built once."""
+        if section not in self._topologies:
+            self._topologies[section] = build(section, self._nodes, self.seed)
+        return self._topologies[section]
+
+    async def train(self, ctx: Context, model: Ref, steps: int) -> Ref:
+        """Train in the worker thread."""
+        await self._solve([model])
+        self.tape.note(self.clock.time(), EventKind.TRAINED, self.me)
+        return model
+
+    async def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> None:
+        """Solve what the message refers to, and queue it for each peer."""
+        await self._transmit(ctx, to, message, request, 0)
+
+    def answer(self, ctx: Context, to: int, message: Message, reply: int) -> None:
+        """Send an answer beside whatever goes on."""
+        self.spawn(ctx, self._transmit(ctx, (to,), message, 0, reply))
+
+    async def _transmit(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
+        refs = codec.refs(message)
+        if any(not self.graph.is_solved(ref.id) for ref in refs):
+            await self._solve(refs)
+        encoded = codec.encode(message, self._buffer_of, request, reply)
+        for peer in to:
+            self.messages += 1
+            ctx.bytes_sent += encoded.size_bytes
+            self.bytes_sent += encoded.size_bytes
+            if peer == self.me:
+                asyncio.get_running_loop().call_soon(ctx.deliver, self.me, message, request, reply)
+                continue
+            assert self.transport is not None
+            try:
+                await self.transport.send(peer, encoded, keep=message)
+            except TransportError as error:
+                ctx.log.info("message lost", peer=peer, message=message.wire_name, reason=str(error))
+
+    def _buffer_of(self, ref: Ref) -> memoryview:
+        return self._tensors.to_buffer(self.graph.values[ref.id])
+
+    async def value(self, ref: Ref) -> Value:
+        """Solve a value in the worker thread."""
+        if not self.graph.is_solved(ref.id):
+            self.forced_solves += 1
+        return await self._solved(ref)
+
+    def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
+        """Keep some metrics, and solve them soon."""
+        self.recorder.add(self.clock.time(), ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
+        self.spawn(ctx, self._settle())
+
+    def watch(self, peers: Sequence[int]) -> None:
+        """Notice when one of these peers goes."""
+        assert self.transport is not None
+        self.transport.watch([peer for peer in peers if peer != self.me])
+
+    def spawn(self, ctx: Context, work: Coroutine[Any, Any, None]) -> None:
+        """Run work beside ``run``; its failure is the node's."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawn_ended)
+
+    def _spawn_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+    def save(self, ctx: Context, state: Mapping[str, Any]) -> Awaitable[None]:
+        """Solve and keep a node's state."""
+        return self._save(state)
+
+    async def _save(self, state: Mapping[str, Any]) -> None:
+        refs = {name: value for name, value in state.items() if isinstance(value, Ref)}
+        await self._solve(list(refs.values()))
+        tensors = {name: (ref.spec, bytes(self._buffer_of(ref))) for name, ref in refs.items()}
+        plain = {name: value for name, value in state.items() if name not in refs}
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._checkpoints.save, plain, tensors)
+
+    def load(self, ctx: Context) -> Mapping[str, Any] | None:
+        """What was saved last; tensors come back as Refs."""
+        saved = self._checkpoints.load()
+        if saved is None:
+            return None
+        plain, tensors = saved
+        return {**plain, **{name: self._received(memoryview(data), spec) for name, (spec, data) in tensors.items()}}
+
+
+def cannot_go_on(error: BaseException) -> str:
+    """A node's failure in one line."""
+    return str(error) if isinstance(error, StarlingError) else f"{type(error).__name__}: {error}"
