@@ -50,7 +50,7 @@ class Box:
         return len(self.messages) if self.frm is None else sum(peer in self.messages for peer in self.frm)
 
     def empty(self) -> dict[int, Any]:
-        """Hand over what was heard, sorted by peer; a timer that still holds the box keeps no model alive."""
+        """Hand over what was heard, sorted by peer: a timer that still holds the box must keep no model alive."""
         messages, self.messages = self.messages, {}
         if self.frm is None:
             return dict(sorted(messages.items()))
@@ -155,8 +155,9 @@ class Mailbox:
         if self._boxes.get(box.slot) is not box:
             return
         self._close(box.slot)
-        if box.future is not None and not box.future.done():
-            box.future.set_result(box.empty())
+        future, box.future = box.future, None
+        if future is not None and not future.done():
+            future.set_result(box.empty())
 
     def _close(self, slot: Slot) -> None:
         if self._boxes.pop(slot) is self._newest:

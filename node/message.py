@@ -21,7 +21,7 @@ from typing import Any, ClassVar, TypeAlias, dataclass_transform
 
 from node.errors import ProtocolError
 
-_WIRE_NAME = re.compile(r"^[a-z0-9_.-]+(/[a-z0-9_.-]+)*/[0-9]+$")
+_WIRE_NAME = re.compile(r"[a-z0-9_.-]+(/[a-z0-9_.-]+)*/[0-9]+")
 _registry: dict[str, type[Message]] = {}
 
 Slot: TypeAlias = tuple[Any, ...]
@@ -41,7 +41,7 @@ class Message:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
         fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if not _WIRE_NAME.match(name):
+        if not _WIRE_NAME.fullmatch(name):
             raise ProtocolError(f"{cls.__qualname__}: the wire name {name!r} must look like 'protocol/kind/1'")
         if unknown := set(key) - fields:
             raise ProtocolError(f"{cls.__qualname__}: key field {min(unknown)!r} is not one of its fields")

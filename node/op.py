@@ -15,6 +15,8 @@ from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, TypeAlias, ove
 
 import numpy as np
 
+from node.errors import ProtocolError
+
 Value: TypeAlias = Any
 """A solved value: a tensor (never changed in place once solved) or a mapping of metric names to floats."""
 
@@ -83,6 +85,12 @@ class Ref:
     __bool__ = __float__ = __int__ = __len__ = __iter__ = __add__ = __sub__ = __mul__ = __lt__ = __gt__ = _refuse
 
 
+def _like_the_first(inputs: Sequence[Spec], static: Static) -> Spec:
+    if not inputs:
+        raise ProtocolError("an op without inputs yields something like no input: say what, with @op(spec=...)")
+    return inputs[0]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Op(Generic[P]):
     """A pure, seeded function on values. Make one with :func:`op`; record it with ``ctx.apply``."""
@@ -92,7 +100,7 @@ class Op(Generic[P]):
     """Solves one task."""
     solve_batch: Callable[[Sequence[Task]], list[Value]] | None = None
     """Solves many tasks in one call, in order; absent: one by one."""
-    spec: Callable[[Sequence[Spec], Static], Spec] = lambda inputs, static: inputs[0]
+    spec: Callable[[Sequence[Spec], Static], Spec] = _like_the_first
     """The output's spec, from the inputs' specs."""
     seeded: bool = False
     """Reads its key: two tasks that differ in nothing else differ in value."""
@@ -136,6 +144,6 @@ def op(
             return function(*task.inputs, **task.static)
 
         name = f"{function.__module__}:{function.__qualname__}"
-        return Op(name, solve, batch, spec or (lambda inputs, static: inputs[0]), seeded)
+        return Op(name, solve, batch, spec or _like_the_first, seeded)
 
     return wrap if function is None else wrap(function)

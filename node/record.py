@@ -135,7 +135,8 @@ class Recorder:
         known = np.frombuffer(self._metric, dtype=np.uint32) == self._metrics[metric]
         known[[row for row, _, _ in self._pending]] = False
         nodes, values = np.frombuffer(self._node, dtype=np.int64)[known], np.frombuffer(self._value)[known]
-        return dict(sorted(zip(nodes.tolist(), values.tolist(), strict=True)))
+        latest = dict(zip(nodes.tolist(), values.tolist(), strict=True))
+        return dict(sorted(latest.items()))
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, standard deviation, smallest and largest of each metric's last values over the nodes."""

@@ -9,7 +9,7 @@ settings.load_profile("starling")
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--rewrite", action="store_true", help="write the golden event traces anew, to be read in the diff"
+        "--rewrite", action="store_true", help="write the golden event traces anew; read the diff"
     )
 
 

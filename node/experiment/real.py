@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -40,7 +41,7 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
     """
     started_s = time.monotonic()
     result = Result(Recorder())
-    setup.workload.warm_up()
+    _warm_up(setup)
     network = f"{setup.config.name}-{secrets.token_hex(8)}"
     children = supervisor.fork_all(
         setup.config.nodes, lambda node, end: _child(setup, network, node, end), folder / "logs"
@@ -120,6 +121,18 @@ def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> N
     result.messages = sum(said.messages for said in reports)
     result.bytes_sent = sum(said.bytes_sent for said in reports)
     result.peak_rss_bytes = peak_rss_bytes() + sum(said.private_bytes for said in reports)
+
+
+def _warm_up(setup: Setup) -> None:
+    """Do once, before the fork, what every child would otherwise import and allocate for itself."""
+    setup.workload.warm_up()
+    identity = Identity.generate()
+    Roster([Card.from_bytes(identity.card(0, "tcp://127.0.0.1:1", "warm-up").to_bytes())])
+    psutil.Process().memory_full_info()
+    with ThreadPoolExecutor(1) as worker:
+        worker.submit(setup.workload.warm_up).result()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.sleep(0))
 
 
 # In the child

@@ -51,6 +51,7 @@ class Workload:
         self._model = model
         self._training = training
         self._seed = seed
+        self._initial: Tensor | None = None
         self._kernel = stacked.kernel(model, training, tuple(federation.train.features.shape[1:]))
         self.model_spec = model.spec
         self.init: Op[...] = Op("learn:init", self._init, spec=lambda inputs, static: model.spec)
@@ -100,8 +101,9 @@ class Workload:
     def warm_up(self) -> None:
         """Solve one small task of everything, so that what torch sets up on first use is set up before a fork."""
         model = self._init(Task((), {}, Key(self._seed, 0, 0)))
+        learner = int(np.argmax(self._federation.shards.sizes))  # a server, say, has no data to train on
         static = {"steps": 1, "lr": self._training.lr, "proximal": 0.0}
-        train = Task((model,), static, Key(self._seed, 0, 0))
+        train = Task((model,), static, Key(self._seed, learner, 0))
         evaluate = train._replace(static={"on": "test"})
         mix = train._replace(inputs=(model, model), static={"weights": (0.5, 0.5)})
         for op, task in ((self.train, train), (self.evaluate, evaluate), (self.mix, mix)):
@@ -112,7 +114,9 @@ class Workload:
     # One task
 
     def _init(self, task: Task) -> Tensor:
-        return self._model.initial(self._seed)
+        if self._initial is None:  # made once, so that forked nodes share it
+            self._initial = self._model.initial(self._seed)
+        return self._initial
 
     def _train(self, task: Task) -> Tensor:
         (start,) = task.inputs

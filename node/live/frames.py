@@ -32,6 +32,8 @@ CHUNK_BYTES = 1 << 20
 """Payload of every chunk but the last of a buffer. 1 MiB measured fastest of 64 KiB to 16 MiB."""
 WINDOW_CHUNKS = 8
 """Chunks that may be on their way to one peer: what a small message can have in front of it."""
+CREDIT_CHUNKS = WINDOW_CHUNKS // 4
+"""Chunks that are credited together, so that the sender is not woken for each."""
 
 _SMALL = struct.Struct("<II")
 _ANNOUNCE = struct.Struct("<BQ")

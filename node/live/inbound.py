@@ -45,6 +45,8 @@ class Inbound:
         self._refusals = refusals
         self._traffic = links.traffic
         self._receiver = Receiver(limits)
+        self._leaving: list[int] = []
+        self._owed: dict[int, int] = {}
         self._peers: dict[str, int] = {}
         # With encryption the name of a link is its key, vouched for by the handshake.
         self._name = b"User-Id" if router.mechanism == zmq.CURVE else b"Identity"
@@ -55,10 +57,6 @@ class Inbound:
             self._peers = {z85.encode(card.curve_key).decode(): card.node for card in roster}
         else:
             self._peers = {str(card.node): card.node for card in roster}
-
-    def forget(self, peer: int) -> None:
-        """The peer has gone: free what it left half-way."""
-        self._receiver.forget(peer)
 
     def read(self) -> list[Delivery]:
         """The messages that have arrived whole, a batch at most."""
@@ -78,6 +76,11 @@ class Inbound:
         self._traffic.messages_received += len(batch)
         self._traffic.bytes_received += sum(header.size_bytes for _, header, _ in batch)
         return batch
+
+    def let_go(self) -> None:
+        """Lose those who have said good-bye; after what was read before it has been delivered."""
+        while self._leaving:
+            self._links.lose(self._leaving.pop())
 
     def probe(self, now_s: float) -> None:
         """Find the connections that have ended. ZeroMQ does not say whose; sending to one of them does, a bit later."""
@@ -140,7 +143,7 @@ class Inbound:
                 self.router.send_multipart([connection, frames.BYE_FRAME], zmq.NOBLOCK)
             self._receiver.forget(peer)
             self.parting.discard(peer)
-            self._links.lose(peer)
+            self._leaving.append(peer)
             return
         else:
             raise Refused("kind", f"a frame of unknown kind {kind}")
@@ -153,10 +156,14 @@ class Inbound:
         if self.router.get(zmq.RCVMORE):
             raise Refused("parts", "a chunk of more than two parts")
         delivery = self._receiver.arrived(peer, chunk, slot.nbytes, got_bytes)
-        with contextlib.suppress(zmq.ZMQError):  # the peer has gone, or does not read its credits
-            self.router.send_multipart([connection, frames.credit(1)], zmq.NOBLOCK)
+        owed = self._owed.get(peer, 0) + 1
         if delivery is not None:
             batch.append(delivery)
+        if delivery is not None or owed >= frames.CREDIT_CHUNKS:
+            with contextlib.suppress(zmq.ZMQError):  # the peer has gone, or does not read its credits
+                self.router.send_multipart([connection, frames.credit(owed)], zmq.NOBLOCK)
+            owed = 0
+        self._owed[peer] = owed
 
     def _refuse(self, peer: int, error: TransportError, envelope: zmq.Frame) -> None:
         reason = "too_large" if isinstance(error, FrameTooLarge) else getattr(error, "reason", "malformed")

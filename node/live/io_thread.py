@@ -116,9 +116,12 @@ class IoThread:
     def _on_router(self) -> None:
         before_bytes = self.links.traffic.bytes_received
         batch = self.inbound.read()
-        if not batch:
-            return
-        cost = self.links.traffic.bytes_received - before_bytes + len(batch) * MESSAGE_BYTES
+        if batch:
+            self._hand_over(batch, self.links.traffic.bytes_received - before_bytes)
+        self.inbound.let_go()
+
+    def _hand_over(self, batch: list[Delivery], size_bytes: int) -> None:
+        cost = size_bytes + len(batch) * MESSAGE_BYTES
         self._delivered_bytes += cost
         self._deliver(deque(batch), cost)
         if self._backlog_bytes() > self._limits.backlog_bytes:

@@ -185,7 +185,7 @@ def test_cancelled_timers_are_swept_out_once_they_are_most_of_the_heap():
 
 
 def test_a_timer_that_has_rung_does_not_count_as_dead():
-    """asyncio.sleep cancels its timer after it has rung: that must not make the clock sweep its heap again and again."""
+    """asyncio.sleep cancels its timer after it has rung: that must not make the clock sweep its heap."""
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -288,8 +288,7 @@ def test_context_variables_and_asynchronous_generators():
 
     async def main():
         who.set("me")
-        async for name in ticks():
-            return name
+        return await anext(ticks())
 
     assert run(main()) == "me"
     assert closed == [True]

@@ -39,7 +39,7 @@ def test_a_deadlock_without_stories():
     async def main():
         await asyncio.get_running_loop().create_future()
 
-    with pytest.raises(Deadlock, match="nothing is scheduled$"):
+    with pytest.raises(Deadlock, match=r"nothing is scheduled$"):
         run(main())
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.errors import ProtocolError
 from node.op import Key, Op, Ref, Spec, Task, op
 
 
@@ -94,6 +95,11 @@ def test_an_op_is_named_after_its_function_and_keeps_the_first_inputs_spec():
 def test_an_op_may_say_what_it_yields_and_how_to_solve_many():
     assert first.spec([Spec((9,))], {"size": 4}) == Spec((4,))
     assert first.solve_batch([1, 2]) == ["batched", "batched"]
+
+
+def test_an_op_without_inputs_must_say_what_it_yields():
+    with pytest.raises(ProtocolError, match="say what"):
+        difference.spec([], {})
 
 
 def test_a_seeded_op_draws_from_its_key_alone():
