@@ -5,7 +5,11 @@ Nothing that a protocol can reach may exist on one side only; the parity tests r
 
 from __future__ import annotations
 
+import sys
+import sysconfig
+import traceback
 from collections.abc import Awaitable, Coroutine, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from typing import Protocol as Interface
 
@@ -13,6 +17,7 @@ import numpy as np
 
 from node.clock import Clock
 from node.config import TopologySection
+from node.errors import StarlingError
 from node.graph import Graph
 from node.message import Message
 from node.op import Op, Ref, Spec, Value
@@ -125,3 +130,29 @@ class World(Interface):
     def load(self, ctx: Context) -> Mapping[str, Any] | None:
         """What was saved last, or None."""
         ...
+
+
+def cannot_go_on(error: BaseException) -> str:
+    """Why a node cannot go on, in one line; what is not an error of ours comes with its place in the user's code."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, StarlingError):
+        return str(error)
+    said = " ".join(str(error).split())
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return f"{what}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's own code that an exception came through."""
+    installed = tuple(sysconfig.get_paths()[kind] for kind in ("purelib", "platlib"))
+    foreign = {"node", *sys.stdlib_module_names}
+    outside: list[str] = []
+    theirs: list[str] = []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").partition(".")[0] in foreign:
+            continue
+        file = frame.f_code.co_filename
+        (outside if file.startswith(installed) else theirs).append(f" ({Path(file).name}, line {line})")
+    # A protocol that was installed as a package is what calls the other packages.
+    return theirs[-1] if theirs else outside[0] if outside else ""

@@ -130,7 +130,7 @@ class FedAvg(Protocol):
     async def round(self, ctx: Context, round: int, model: Ref) -> dict[int, Update]:
         """Assign the model to this round's clients and hear them, at most ``sample`` of them."""
         sample, deadline_s = self.config.sample, self.config.deadline_s or None
-        further = math.ceil(round(sample * self.config.over_select, 9))  # 10 * 1.1 is a little over 11
+        further = math.ceil(sample * self.config.over_select - 1e-9)  # 100 * 0.07 is a little over 7
         clients = ctx.sample(sample + further or len(ctx.peers()))
         if not clients:
             raise ProtocolError("fedavg: every client is gone; nothing is left to average")

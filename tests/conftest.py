@@ -8,9 +8,7 @@ settings.load_profile("starling")
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--rewrite", action="store_true", help="write the golden event traces anew; read the diff"
-    )
+    parser.addoption("--rewrite", action="store_true", help="write the golden event traces anew; read the diff")
 
 
 @pytest.fixture

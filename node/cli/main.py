@@ -16,6 +16,10 @@ from node.errors import ConfigError, StarlingError
 
 SUCCESS, WRONG_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 
+ADMIN_URL = "http://127.0.0.1:7601"
+NodeUrl = Annotated[str, typer.Option("--node", metavar="URL", help="The node's admin address.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 app = typer.Typer(
     name="starling",
     help="Decentralized learning: real networked nodes, and the same code under a virtual clock.",
@@ -80,12 +84,47 @@ def run(
 
 @app.command()
 def node(
-    config: Annotated[Path, typer.Option(help="The node's TOML file.")],
+    config: Annotated[Path, typer.Option(help="The node's TOML file.")] = Path("node.toml"),
 ) -> None:
     """Run one real node in the foreground, until SIGTERM."""
-    from node.live.daemon import run_node
+    from node.experiment.nodefile import load_node
 
-    raise typer.Exit(run_node(config))
+    settings, experiment = load_node(config, os.environ)
+    from node.experiment.daemon import run_node
+
+    raise typer.Exit(run_node(settings, experiment))
+
+
+@app.command()
+def status(node: NodeUrl = ADMIN_URL, as_json: AsJson = False) -> None:
+    """How a running node stands."""
+    from node.cli.remote import as_lines, ask
+
+    found = ask(node, "status")
+    typer.echo(json.dumps(found) if as_json else as_lines(found))
+
+
+@app.command()
+def peers(node: NodeUrl = ADMIN_URL, as_json: AsJson = False) -> None:
+    """The other nodes, as a running node sees them."""
+    from node.cli.remote import as_table, ask
+
+    found = ask(node, "peers")
+    typer.echo(json.dumps(found) if as_json else as_table(found))
+
+
+@app.command()
+def stop(
+    node: NodeUrl = ADMIN_URL,
+    token_file: Annotated[Path, typer.Option(help="The file admin.token in the node's state folder.")] = Path(
+        "state/admin.token"
+    ),
+) -> None:
+    """Stop a running node, in order."""
+    from node.cli.remote import ask_to_stop
+
+    ask_to_stop(node, token_file)
+    typer.echo(f"{node} stops")
 
 
 @app.command()

@@ -27,7 +27,8 @@ class Progress:
     def __init__(self, config: ExperimentConfig, quiet: bool) -> None:
         self._name = config.name
         self._nodes = config.nodes
-        self._rounds = int(config.protocol.options.get("rounds", 0)) or None
+        rounds = config.protocol.options.get("rounds")
+        self._rounds = rounds if isinstance(rounds, int) else None
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._bar: Bar | None = None

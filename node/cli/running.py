@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def run(experiment: str, overrides: Sequence[str], out: Path | None, quiet: bool
 
     setup = prepare(config)
     folder = run_folder(out, config.name)
-    with Progress(config, quiet) as progress:
+    with _sigterm_as_ctrl_c(), Progress(config, quiet) as progress:
         if config.clock == "virtual":
             from node.experiment.virtual import run_virtual
 
@@ -36,6 +38,16 @@ def run(experiment: str, overrides: Sequence[str], out: Path | None, quiet: bool
 
             result = run_real(setup, folder, progress.update, progress.note)
     return write_run(folder, setup, result, _report), folder
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """What was measured is kept, whoever ends a run."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(folder: Path) -> None:

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -18,6 +18,8 @@ from node.errors import ConfigError
 
 _PREFIX = "STARLING_"
 _FILE_SUFFIXES = (".csv", ".npz", ".parquet")
+_SCALARS = ("float", "int", "constrained-float")
+_FORMS = (*_SCALARS, "Distribution")
 
 
 def bundled() -> list[str]:
@@ -66,18 +68,23 @@ def digest(config: ExperimentConfig) -> str:
 
 def explain(errors: list[ErrorDetails], model: Any, prefix: str = "") -> str:
     """The first of some validation errors in words: the key, what is wrong, what is allowed."""
+    errors = [error for error in errors if not _is_of_the_other_form(error)] or errors
     error = errors[0]
-    path = [str(part) for part in error["loc"] if not str(part).endswith("Distribution")]
-    scalars = {"float", "int", "constrained-float"}
-    path = [part for part in path if part not in scalars and "[" not in part]
-    key = prefix + ".".join(path)
+    path = [str(part) for part in error["loc"] if str(part) not in _FORMS and "[" not in str(part)]
+    key = (prefix + ".".join(path)).removesuffix(".")
     kind, more = error["type"], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if kind == "extra_forbidden":
         known = _known_keys(model, path[:-1])
         return f"{key}: there is no such key{_nearest(path[-1], known)}; known here: {', '.join(known)}{more}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = "must be a table" if kind == "model_type" else error["msg"].removeprefix("Value error, ")
     shown = f" (got {error['input']!r:.60})" if kind not in ("missing", "value_error") else ""
     return f"{key}: {message[0].lower() + message[1:]}{shown}{more}"
+
+
+def _is_of_the_other_form(error: ErrorDetails) -> bool:
+    """Whether the error is about a number where a distribution was given, or the reverse."""
+    form, is_table = ["", *error["loc"]][-1], isinstance(error["input"], dict)
+    return is_table if form in _SCALARS else "Distribution" in str(form) and not is_table
 
 
 def unknown(what: str, key: str, name: str, known: Iterable[str]) -> ConfigError:
@@ -146,7 +153,8 @@ def _known_keys(model: Any, path: list[str]) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             return []
-        model = field.annotation
+        forms = [form for form in (field.annotation, *get_args(field.annotation)) if hasattr(form, "model_fields")]
+        model = forms[0] if forms else None
     return sorted(getattr(model, "model_fields", {}))
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from node.errors import ConfigError
 from node.experiment.loading import unknown
+from node.world import cannot_go_on
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ def find(use: str, kind: type[T], key: str, group: str | None = None) -> type[T]
     Raises:
         ConfigError: there is none, it cannot be imported, or it is something else.
     """
-    found = _by_path(use, key) if ":" in use else _by_name(use, kind, key, group)
+    found = by_path(use, key) if ":" in use else _by_name(use, kind, key, group)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ConfigError(f"{key}: {use} is not a subclass of node.{kind.__name__}")
     return found
@@ -43,20 +44,18 @@ def _by_name(use: str, kind: type[Any], key: str, group: str | None) -> Any:
         what = kind.__name__.lower()
         error = unknown(what, key, use, entries)
         raise ConfigError(f"{error}, or module:Class")
-    try:
-        return entries[use].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{key}: the plug-in {use!r} ({entries[use].value}) cannot be loaded: {error}") from error
+    return by_path(entries[use].value, key)
 
 
-def _by_path(use: str, key: str) -> Any:
+def by_path(use: str, key: str) -> Any:
+    """What ``module:name`` is, from the Python path or the current folder. Raises ConfigError where there is none."""
     module_name, _, name = use.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a command that pip installs does not look in the current folder by itself
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(f"{key}: {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{key}: {module_name!r} cannot be imported: {cannot_go_on(error)}") from error
     if not hasattr(module, name):
         raise ConfigError(f"{key}: module {module_name!r} has no {name!r}")
     return getattr(module, name)

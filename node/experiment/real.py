@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from node.experiment.participant import Participant
 from node.experiment.result import Result
 from node.experiment.setup import Setup
 from node.experiment.virtual import Progress, peak_rss_bytes
@@ -23,13 +24,11 @@ from node.live import supervisor
 from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop
 from node.live.checkpoints import Checkpoints
 from node.live.transport import Transport
-from node.live.world import LiveWorld, Tensors, cannot_go_on
 from node.op import Value
 from node.record import Recorder, Row
-from node.tape import Tape
+from node.world import cannot_go_on
 
 _TELL_EVERY_S = 0.25
-TENSORS = Tensors(tensors.to_buffer, tensors.from_buffer)
 
 
 def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str], None]) -> Result:
@@ -148,56 +147,41 @@ async def _take_part(setup: Setup, network: str, node: int, end: socket.socket) 
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
     channel = await Channel.over(end)
-    blocks: list[bytes] = []
-    tape = Tape(blocks.append if setup.config.record.events else None)
-    recorder = Recorder(setup.config.record.every)
     sent_rows = 0
 
     def settled() -> None:
         nonlocal sent_rows
-        rows = [tuple(row) for row in recorder.rows(sent_rows, recorder.settled)]
+        recorder = participant.recorder
+        rows = [(*row,) for row in recorder.rows(sent_rows, recorder.settled)]
         sent_rows = recorder.settled
         if rows:
             channel.say(Measured(rows))
 
-    world = LiveWorld(
-        node,
-        setup.config.nodes,
-        setup.config.seed,
-        setup.workload,
-        setup.topology,
-        setup.executor(),
-        recorder,
-        tape,
-        tensors=TENSORS,
-        roles=setup.roles,
-        checkpoints=Checkpoints(None),
-        on_settled=settled,
-    )
+    participant = Participant(setup, node, checkpoints=Checkpoints(None), on_settled=settled)
+    world = participant.world
     identity = Identity.generate()
-    world.transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose)
-    world.transport.start()
+    transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose)
+    transport.start()
     orders = asyncio.create_task(_obey(channel, main))
     try:
-        channel.say(Shown(identity.card(node, world.transport.address, network).to_bytes()))
+        channel.say(Shown(identity.card(node, transport.address, network).to_bytes()))
         begin = await orders
         if begin is None:
             return 0
-        world.transport.admit(Roster(Card.from_bytes(card) for card in begin.cards))
+        transport.admit(Roster(Card.from_bytes(card) for card in begin.cards))
         orders = asyncio.create_task(_obey(channel, main))
         try:
-            final = await world.run(setup.make_protocol(), setup.wrapping(node))
+            final = await participant.run(transport)
+            channel.say(_finished(participant.result("finished"), final))
+            await asyncio.shield(world.failure)
         except Exception as error:
             channel.say(Failed(cannot_go_on(error)))
             return 1
-        tape.digest()
-        channel.say(_finished(world, final, blocks))
-        await orders
     except asyncio.CancelledError:
         return 0
     finally:
         orders.cancel()
-        await world.transport.close()
+        await transport.close()
         await world.close()
         await channel.close()
     return 0
@@ -213,16 +197,16 @@ async def _obey(channel: Channel, main: asyncio.Task[int]) -> Begin | None:
     return None
 
 
-def _finished(world: LiveWorld, final: Value | None, blocks: list[bytes]) -> Finished:
+def _finished(result: Result, final: Value | None) -> Finished:
     return Finished(
         model=None if final is None else bytes(tensors.to_buffer(final)),
-        time_s=world.clock.time(),
-        events=world.tape.events,
-        tape=b"".join(blocks),
-        tasks=world.graph.recorded,
-        batches=world.batches,
-        forced_solves=world.forced_solves,
-        messages=world.messages,
-        bytes_sent=world.bytes_sent,
+        time_s=result.time_s,
+        events=result.events,
+        tape=result.tape,
+        tasks=result.tasks,
+        batches=result.batched_calls,
+        forced_solves=result.forced_solves,
+        messages=result.messages,
+        bytes_sent=result.bytes_sent,
         private_bytes=psutil.Process().memory_full_info().uss,
     )

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from node.config import ExperimentConfig, ModSection
 from node.errors import ConfigError
 from node.experiment.loading import explain
-from node.experiment.plugins import find
+from node.experiment.plugins import by_path, find
 from node.learn import data, models
 from node.learn.workload import Workload, prepare_torch
 from node.mods import Mod, Observer, Wrapping
@@ -65,6 +65,8 @@ def prepare(config: ExperimentConfig) -> Setup:
         build(section, config.nodes, config.seed)
     topology = build(config.topology, config.nodes, config.seed)
     mods = tuple(_mod(section, i, config.nodes) for i, section in enumerate(config.mods))
+    if ":" in config.model.name:
+        by_path(config.model.name, "model.name")
     prepare_torch()
     federation = _federate(config, roles)
     model = models.build(config.model, tuple(federation.train.features.shape[1:]), federation.train.classes)
@@ -87,8 +89,10 @@ def _options(owner: type[Any], values: dict[str, Any], prefix: str) -> Any:
 
 def _mod(section: ModSection, number: int, nodes: int) -> tuple[ModSection, type[Mod | Observer], Any]:
     key = f"mods[{number}]"
-    found: type[Any] = find(section.use, object, f"{key}.use")
-    if not issubclass(found, Mod | Observer):
+    if ":" not in section.use:
+        raise ConfigError(f"{key}.use: {section.use!r} must be written as module:Class")
+    found = by_path(section.use, f"{key}.use")
+    if not (isinstance(found, type) and issubclass(found, Mod | Observer)):
         raise ConfigError(f"{key}.use: {section.use} is neither a node.Mod nor a node.Observer")
     for node in section.nodes or ():
         if not 0 <= node < nodes:

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from node.clock import VirtualClock
 from node.errors import StarlingError
@@ -25,15 +26,19 @@ def run_virtual(setup: Setup, progress: Progress, sink: Sink | None = None) -> R
     started = time.perf_counter()
     result = Result(Recorder(setup.config.record.every))
     blocks: list[bytes] = []
+    made: list[SimWorld] = []
     if sink is None and setup.config.record.events:
         sink = blocks.append
     tape = Tape(sink)
     try:
         with asyncio.Runner(loop_factory=VirtualClock) as runner:
-            runner.run(_simulate(setup, result, tape, progress))
+            runner.run(_simulate(setup, result, tape, progress, made.append))
         result.status = "finished"
     except StarlingError as error:
         result.status, result.error = "failed", str(error)
+        with suppress(StarlingError):
+            for world in made:
+                world.solve(())  # what had been recorded until then
     except KeyboardInterrupt:
         result.status, result.error = "interrupted", "interrupted"
     result.recorder.drop_pending()
@@ -44,7 +49,9 @@ def run_virtual(setup: Setup, progress: Progress, sink: Sink | None = None) -> R
     return result
 
 
-async def _simulate(setup: Setup, result: Result, tape: Tape, progress: Progress) -> None:
+async def _simulate(
+    setup: Setup, result: Result, tape: Tape, progress: Progress, made: Callable[[SimWorld], None]
+) -> None:
     config = setup.config
     recorder = result.recorder
     world = SimWorld(
@@ -61,6 +68,7 @@ async def _simulate(setup: Setup, result: Result, tape: Tape, progress: Progress
         window_tasks=config.executor.window_tasks or max(256, 8 * config.nodes),
         on_window=lambda: progress(world.clock.time(), recorder),
     )
+    made(world)
     try:
         await world.run(setup.make_protocol, setup.wrapping)
         result.models = {node: world.solver.value(ref) for node, ref in sorted(world.finals.items())}

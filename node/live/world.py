@@ -12,7 +12,7 @@ from node.clock import WallClock
 from node.codec import Header
 from node.config import TopologySection
 from node.context import Context
-from node.errors import BadFrame, StarlingError, TransportError
+from node.errors import BadFrame, TransportError
 from node.graph import Graph
 from node.live.checkpoints import Checkpoints
 from node.live.transport import Transport
@@ -85,7 +85,8 @@ class LiveWorld:
         self._early: list[tuple[int, Message, int, int]] = []
         self._lost_early: list[int] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Fails when a handler, a mod or spawned work does, also after ``run`` has ended."""
 
     async def run(self, protocol: Protocol, wrapping: Wrapping | None) -> Value | None:
         """Take part until the protocol has ended; gives the final model's value. Handlers go on answering after it."""
@@ -94,12 +95,12 @@ class LiveWorld:
         try:
             await asyncio.sleep(0)  # the protocol's first step: its state is set up before a handler can see it
             self._open(ctx)
-            self._failure.add_done_callback(lambda _: running.cancel())
+            self.failure.add_done_callback(lambda _: running.cancel())
             try:
                 final = await running
             except asyncio.CancelledError:
-                if self._failure.done():
-                    self._failure.result()
+                if self.failure.done():
+                    self.failure.result()
                 raise
         finally:
             running.cancel()
@@ -122,8 +123,8 @@ class LiveWorld:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._worker.shutdown(wait=True, cancel_futures=True)
-        if self._failure.done():
-            self._failure.exception()
+        if self.failure.done():
+            self.failure.exception()
 
     # What comes from the transport
 
@@ -142,7 +143,13 @@ class LiveWorld:
         if self._context is None:
             self._early.append((sender, message, header.request, header.reply))
         else:
-            self._context.deliver(sender, message, header.request, header.reply)
+            self._deliver(self._context, sender, message, header.request, header.reply)
+
+    def _deliver(self, ctx: Context, sender: int, message: Message, request: int, reply: int) -> None:
+        try:
+            ctx.deliver(sender, message, request, reply)
+        except Exception as error:  # of a handler or a mod: it is the node's
+            self._fail(error)
 
     def _check_shapes(self, header: Header) -> None:
         for spec in header.specs:
@@ -227,7 +234,7 @@ class LiveWorld:
             ctx.bytes_sent += encoded.size_bytes
             self.bytes_sent += encoded.size_bytes
             if peer == self.me:
-                asyncio.get_running_loop().call_soon(ctx.deliver, self.me, message, request, reply)
+                asyncio.get_running_loop().call_soon(self._deliver, ctx, self.me, message, request, reply)
                 continue
             assert self.transport is not None
             try:
@@ -262,8 +269,12 @@ class LiveWorld:
 
     def _spawn_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
-            self._failure.set_exception(error)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failure.done():
+            self.failure.set_exception(error)
 
     def save(self, ctx: Context, state: Mapping[str, Any]) -> Awaitable[None]:
         """Solve and keep a node's state."""
@@ -283,8 +294,3 @@ class LiveWorld:
             return None
         plain, tensors = saved
         return {**plain, **{name: self._received(memoryview(data), spec) for name, (spec, data) in tensors.items()}}
-
-
-def cannot_go_on(error: BaseException) -> str:
-    """A node's failure in one line."""
-    return str(error) if isinstance(error, StarlingError) else f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ from node import codec
 from node.clock import Priority, VirtualClock
 from node.config import DevicesSection, NetworkSection, TopologySection
 from node.context import Context
-from node.errors import SimulationError, StarlingError
+from node.errors import ProtocolError, SimulationError, StarlingError
 from node.graph import Graph
 from node.mailbox import Mailbox
 from node.message import Message
@@ -25,7 +25,7 @@ from node.sim.network import Network
 from node.solver import Executor, Solver
 from node.tape import EventKind, Tape
 from node.topology import Topology, build
-from node.world import Done, Workload
+from node.world import Done, Workload, cannot_go_on
 
 _SENT: Done[None] = Done(None)
 _TRAINED, _DELIVERED, _ENDED = int(EventKind.TRAINED), int(EventKind.DELIVERED), int(EventKind.ENDED)
@@ -35,7 +35,8 @@ _TRAINED, _DELIVERED, _ENDED = int(EventKind.TRAINED), int(EventKind.DELIVERED),
 def lean_garbage_collection(nodes: int) -> Iterator[None]:
     """Collect about once a round while a run makes millions of short-lived objects, few of them in cycles."""
     before = gc.get_threshold()
-    gc.collect()
+    if nodes >= 1_000:
+        gc.collect()  # what an earlier run of this size may have left; with few nodes that takes longer than the run
     gc.freeze()
     gc.set_threshold(max(100_000, 25 * nodes), 50, 50)
     try:
@@ -109,8 +110,7 @@ class SimWorld:
     async def run(self, protocol: Callable[[], Protocol], wrapping: Callable[[int], Wrapping | None]) -> None:
         """Run one protocol instance on every node until all have ended, then solve what was recorded."""
         nodes = len(self._by_role[None])
-        protocols = [protocol() for _ in range(nodes)]
-        self._contexts = [Context(node, self, protocols[node], wrapping(node)) for node in range(nodes)]
+        protocols = [self._enter(node, protocol, wrapping) for node in range(nodes)]
         self._mailboxes = [ctx.mailbox for ctx in self._contexts]
         self._wrapped = any(ctx.is_wrapped for ctx in self._contexts)
         self._handled = protocols[0].handlers
@@ -129,6 +129,16 @@ class SimWorld:
                     task.cancel()
             self.recorder.keep_last()
             self.solve([*self.recorder.wanted(), *self.finals.values()])
+
+    def _enter(self, node: int, make: Callable[[], Protocol], wrapping: Callable[[int], Wrapping | None]) -> Protocol:
+        try:
+            protocol = make()
+            self._contexts.append(Context(node, self, protocol, wrapping(node)))
+        except StarlingError:
+            raise
+        except Exception as error:
+            raise _failure(node, error) from error
+        return protocol
 
     def solve(self, wanted: Sequence[Ref]) -> None:
         """Solve some values, and fill in what was recorded."""
@@ -152,10 +162,8 @@ class SimWorld:
             self._over.set_result(None)
 
     def _fail(self, node: int, error: BaseException) -> None:
-        if not isinstance(error, StarlingError):
-            error.add_note(f"in the protocol of node {node}, at {self.clock.now:g} virtual seconds")
         if not self._over.done():
-            self._over.set_exception(error)
+            self._over.set_exception(error if isinstance(error, StarlingError) else _failure(node, error))
 
     def stories(self) -> Iterator[str]:
         """What every waiting node waits for."""
@@ -229,7 +237,10 @@ class SimWorld:
     def _deliver(self, arg: tuple[int, int, Message, int, int, int]) -> None:
         to, sender, message, size, request, reply = arg
         self._note(self.clock.now, _DELIVERED, to, sender, size)
-        self._contexts[to].deliver(sender, message, request, reply)
+        try:
+            self._contexts[to].deliver(sender, message, request, reply)
+        except Exception as error:
+            self._fail(to, error)
 
     def value(self, ref: Ref) -> Awaitable[Value]:
         """Solve just what a value needs, while time stands still."""
@@ -270,3 +281,9 @@ def _by_role(nodes: int, roles: Mapping[int, str]) -> dict[str | None, tuple[int
     for node in range(nodes):
         by_role.setdefault(roles.get(node, "learner"), []).append(node)
     return {role: tuple(members) for role, members in by_role.items()}
+
+
+def _failure(node: int, error: BaseException) -> ProtocolError:
+    failure = ProtocolError(f"node {node}: {cannot_go_on(error)}")
+    failure.__cause__ = error
+    return failure

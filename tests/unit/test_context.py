@@ -250,6 +250,18 @@ def test_many_requests_at_once_find_their_own_answers():
     assert only(0, behave, protocol=Asked) == wanted
 
 
+def test_only_who_was_asked_can_answer():
+    async def behave(ctx):
+        async def forge():
+            ctx.deliver(2, Answer(text="forged"), reply=1)
+            ctx.deliver(1, Answer(text="of no request"), reply=9)
+
+        ctx.spawn(forge())
+        return (await ctx.request(1, Question(text="who"))).text, ctx.now
+
+    assert only(0, behave, protocol=Asked) == ("who 0 1", 2.0)
+
+
 def test_an_answer_that_nobody_asked_for_goes_to_the_mailbox():
     async def behave(ctx):
         if ctx.me == 0:

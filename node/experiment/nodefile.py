@@ -1,0 +1,137 @@
+"""The file of one real node: which node of which experiment it is, where it listens, and what it keeps where."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
+
+from node.config import ExperimentConfig, Positive, Section
+from node.errors import ConfigError
+from node.experiment.loading import explain, load
+
+_PREFIX = "STARLING_NODE__"
+_PATHS = ("state", "cards")
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+
+
+class Address(NamedTuple):
+    """A host (an IPv6 one without its brackets) and a port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``host:port``; ValueError for anything else."""
+        match = _ADDRESS.fullmatch(text)
+        if match is None or int(match["port"]) > 65_535:
+            raise ValueError(f"{text!r} is not an address; write host:port, an IPv6 host in brackets: '127.0.0.1:7600'")
+        return cls(match["host"].strip("[]"), int(match["port"]))
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for all addresses of the machine, and so for none that others could use."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _address(text: str) -> str:
+    Address.parse(text)
+    return text
+
+
+def _address_or_none(text: str) -> str:
+    return _address(text) if text else text
+
+
+class NodeFile(Section):
+    """The whole file. Paths in it are relative to it."""
+
+    experiment: str = "digits-gossip"
+    """The experiment's TOML file, or the name of a bundled one; the same for all of its nodes."""
+    node: int = Field(0, ge=0)
+    """Which of the experiment's nodes this is, counted from 0; no two may have the same number."""
+    listen: Annotated[str, AfterValidator(_address)] = "127.0.0.1:7600"
+    """``host:port`` that peers' links come in at; port 0: any free one, another at each start."""
+    advertise: Annotated[str, AfterValidator(_address_or_none)] = Field("", validate_default=True)
+    """``host:port`` that peers are told, where it is not ``listen``: behind a container's or router's address."""
+    state: Path = Path("state")
+    """Folder of what belongs to this node alone: its keys, checkpoints and result. On a local disk; made if missing."""
+    cards: Path = Path("cards")
+    """Folder with every node's card: a shared volume, or copied by hand. Who can write to it decides who takes part."""
+    admin: Annotated[str, AfterValidator(_address_or_none)] = "127.0.0.1:7601"
+    """``host:port`` for health, metrics and control over HTTP; empty: none."""
+    linger_s: float = Field(0.5, ge=0, le=3)
+    """Seconds that messages on their way out are given when the node stops."""
+    stuck_s: Positive = 600.0
+    """Seconds after which one operation still at work (a long training, say) makes ``/healthz`` fail."""
+
+    @field_validator("advertise")
+    @classmethod
+    def _reachable(cls, advertise: str, info: ValidationInfo) -> str:
+        listen = info.data.get("listen", "127.0.0.1:7600")
+        if not advertise and Address.parse(listen).is_wildcard:
+            raise ValueError(
+                f"listen = {listen!r} means every address of this machine; say which one peers connect to, "
+                "for example advertise = '192.0.2.7:7600'"
+            )
+        if advertise and Address.parse(advertise).is_wildcard:
+            raise ValueError(f"{advertise!r} is no address that peers can connect to; name one of this machine's")
+        return advertise
+
+
+def load_node(path: Path, environ: Mapping[str, str]) -> tuple[NodeFile, ExperimentConfig]:
+    """Read a node's file and its experiment's.
+
+    Args:
+        path: the TOML file.
+        environ: ``STARLING_NODE__KEY`` overrides the file (paths then relative to the current folder), and
+            ``STARLING_TABLE__KEY`` the experiment's.
+
+    Raises:
+        ConfigError: one line that names the file, the key, and what is allowed.
+    """
+    values = _read(path)
+    overrides = {
+        name.removeprefix(_PREFIX).lower(): value for name, value in environ.items() if name.startswith(_PREFIX)
+    }
+    try:
+        settings = NodeFile.model_validate({**values, **overrides})
+    except ValidationError as error:
+        key = str(next(iter(error.errors()[0]["loc"]), ""))
+        source = f"environment {_PREFIX}{key.upper()}" if key in overrides else str(path)
+        raise ConfigError(f"{source}: {explain(error.errors(), NodeFile)}") from None
+    others = {name: value for name, value in environ.items() if not name.startswith(_PREFIX)}
+    config = load(settings.experiment, ["clock=real"], others)
+    if settings.node >= config.nodes:
+        raise ConfigError(f"{path}: node: {config.name} has no node {settings.node}; allowed: 0 to {config.nodes - 1}")
+    return settings, config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read: {reason}; write a node's file, or name it with --config") from None
+    folder = path.parent.resolve()
+    for key in _PATHS:
+        values[key] = folder / str(values.get(key, NodeFile.model_fields[key].default))
+    name = values.get("experiment")
+    if isinstance(name, str) and (name.endswith(".toml") or os.sep in name):
+        values["experiment"] = str(folder / name)
+    return values

@@ -1,0 +1,82 @@
+"""One node's part in a real run, whoever started the process: a live world with its recorder and tape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from node.experiment.result import Result
+from node.experiment.setup import Setup
+from node.experiment.virtual import peak_rss_bytes
+from node.learn import tensors
+from node.live.checkpoints import Checkpoints
+from node.live.transport import Transport
+from node.live.world import LiveWorld, Tensors
+from node.op import Value
+from node.record import Recorder
+from node.solver import Executor
+from node.tape import Tape
+
+TENSORS = Tensors(tensors.to_buffer, tensors.from_buffer)
+
+
+class Participant:
+    """Takes part in an experiment as one of its nodes. Make it inside the event loop; its time begins then.
+
+    Args:
+        on_settled: called whenever more of the recorder's rows are known.
+        executor: what solves the node's ops; None: what the experiment names.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        node: int,
+        *,
+        checkpoints: Checkpoints,
+        on_settled: Callable[[], None],
+        executor: Executor | None = None,
+    ) -> None:
+        config = setup.config
+        self.node = node
+        self.recorder = Recorder(config.record.every)
+        self._setup = setup
+        self._blocks: list[bytes] = []
+        self._tape = Tape(self._blocks.append if config.record.events else None)
+        self.world = LiveWorld(
+            node,
+            config.nodes,
+            config.seed,
+            setup.workload,
+            setup.topology,
+            executor or setup.executor(),
+            self.recorder,
+            self._tape,
+            tensors=TENSORS,
+            roles=setup.roles,
+            checkpoints=checkpoints,
+            on_settled=on_settled,
+        )
+
+    async def run(self, transport: Transport) -> Value | None:
+        """Take part until the protocol has ended; gives the final model's value, flat."""
+        self.world.transport = transport
+        return await self.world.run(self._setup.make_protocol(), self._setup.wrapping(self.node))
+
+    def result(self, status: str, error: str | None = None) -> Result:
+        """What this node has measured so far, without models."""
+        world = self.world
+        self._tape.digest()  # completes the last block
+        return Result(
+            self.recorder,
+            status,
+            error,
+            time_s=world.clock.time(),
+            events=self._tape.events,
+            tape=b"".join(self._blocks),
+            tasks=world.graph.recorded,
+            batched_calls=world.batches,
+            forced_solves=world.forced_solves,
+            messages=world.messages,
+            bytes_sent=world.bytes_sent,
+            peak_rss_bytes=peak_rss_bytes(),
+        )

@@ -1,0 +1,68 @@
+"""One body, two arms: real processes over loopback end with the models of the simulation, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from launch import experiment
+
+RING = {"kind": "ring"}
+HALVED = [{"use": "asking:Halved", "nodes": [1, 2, 4]}, {"use": "asking:Deaf"}, {"use": "asking:Count", "nodes": [0]}]
+CASES = {
+    "dpsgd": {"protocol": {"use": "dpsgd", "rounds": 4}},
+    "dpsgd-random-regular": {
+        "protocol": {"use": "dpsgd", "rounds": 3},
+        "topology": {"kind": "random-regular", "degree": 3},
+        "training": {"optimizer": "adam", "lr": 0.01, "local_epochs": 1, "schedule": "cosine", "schedule_rounds": 3},
+    },
+    "epidemic-oracle": {"protocol": {"use": "epidemic", "variant": "oracle", "degree": 3, "rounds": 4}},
+    "fedavg": {"protocol": {"use": "fedavg", "rounds": 4, "sample": 3, "proximal": 0.1, "server": "adam"}},
+    "pushsum-one-peer": {"protocol": {"use": "pushsum", "rounds": 5}, "topology": {"kind": "one-peer"}, "nodes": 8},
+    "local": {"protocol": {"use": "local", "rounds": 5}, "record": {"models": True, "every": 2}},
+    "asking": {"protocol": {"use": "asking:Asking", "rounds": 3}, "topology": RING, "mods": HALVED},
+}
+
+
+def arm(starling, folder: Path, clock: str, tables: dict):
+    file = experiment(folder, **{"record": {"models": True}, **tables})
+    shutil.copy(Path(__file__).with_name("asking.py"), folder)
+    command = starling.start(folder, "run", file, "--clock", clock, "--out", "run", "--quiet")
+    try:
+        code = command.wait()
+        assert (code, command.err) == (0, "")
+    finally:
+        command.end()
+    return command
+
+
+def metrics(command) -> list[tuple]:
+    """Every number of the run but its time, in an order of its own."""
+    columns = pq.read_table(command.folder / "run" / "metrics.parquet").to_pydict()
+    return sorted(zip(columns["node"], columns["round"], columns["metric"], columns["value"], strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_real_nodes_end_with_the_models_of_the_simulation(starling, tmp_path, name):
+    real = arm(starling, tmp_path / "real", "real", CASES[name])
+    virtual = arm(starling, tmp_path / "virtual", "virtual", CASES[name])
+    assert len(real.models()) == real.summary["nodes"]
+    assert real.models() == virtual.models()
+    assert metrics(real) == metrics(virtual)
+    for key in ("messages", "bytes_sent", "tasks", "events", "forced_solves", "rounds"):
+        assert real.summary[key] == virtual.summary[key], key
+    for metric, spread in virtual.summary["metrics"].items():
+        assert real.summary["metrics"][metric] == spread, metric
+    # Equal for a reason: the nodes did learn, and (but for fedavg, whose result is one) did not all learn the same.
+    assert virtual.summary["metrics"]["accuracy"]["max"] > 0.15
+    assert (len(set(virtual.models().values())) == 1) == (name == "fedavg")
+
+
+def test_another_seed_ends_with_other_models(starling, tmp_path):
+    """What the test above compares does depend on the experiment."""
+    one = arm(starling, tmp_path / "one", "virtual", CASES["dpsgd"])
+    other = arm(starling, tmp_path / "other", "virtual", CASES["dpsgd"] | {"seed": 12})
+    assert not set(one.models().values()) & set(other.models().values())
