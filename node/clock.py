@@ -53,14 +53,18 @@ class Clock(Interface):
 
 
 class WallClock:
-    """Real time on a running event loop, counted from when this clock was made."""
+    """Real time on an event loop, counted from when this clock was made or last started."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._started_s = loop.time()
 
+    def start(self) -> None:
+        """Count from now on."""
+        self._started_s = self._loop.time()
+
     def time(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was made, or started anew."""
         return self._loop.time() - self._started_s
 
     def post(self, delay_s: float, fn: Callable[[Any], object], arg: Any, priority: int = Priority.DELIVERY) -> None:

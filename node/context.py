@@ -109,7 +109,7 @@ class Context:
         await future
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work`` beside ``run``. It ends with the node; its failure is the node's."""
+        """Run ``work`` beside ``run``, until it is done or the whole run is over; its failure is the node's."""
         self._world.spawn(self, work)
 
     # Peers
@@ -162,7 +162,7 @@ class Context:
 
     def send(self, to: int | Sequence[int], message: Message) -> Awaitable[None]:
         """Send to one peer or several. Waits only while a peer's queue is full; what goes to a lost peer is lost."""
-        peers = (to,) if isinstance(to, int) else to
+        peers = to if isinstance(to, Sequence) else (int(to),)
         if self._wrapping is None:
             return self._world.send(self, peers, message)
         return self._send_wrapped(peers, message)

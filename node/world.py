@@ -120,7 +120,7 @@ class World(Interface):
         ...
 
     def spawn(self, ctx: Context, work: Coroutine[Any, Any, None]) -> None:
-        """Run work beside ``run``; it ends with the node, and its failure is the node's."""
+        """Run work beside ``run``, until it is done or the whole run is over; its failure is the node's."""
         ...
 
     def save(self, ctx: Context, state: Mapping[str, Any]) -> Awaitable[None]:

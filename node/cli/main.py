@@ -183,9 +183,7 @@ def doctor() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exit codes: 0 success, 2 wrong input, 3 the run failed, 130 interrupted."""
     try:
-        app(arguments, standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        sys.exit(app(arguments, standalone_mode=False))  # typer.Exit comes back as its code
     except ConfigError as error:
         _complain(error)
         sys.exit(WRONG_INPUT)

@@ -41,7 +41,7 @@ h3 { font-size: 1rem; margin: 0 } figure { margin: 0; min-width: 0 }
 .outcome { font-size: 1.1rem } .bad, .bad pre { color: var(--bad) }
 .soft, figcaption { color: var(--soft); font-size: .85rem }
 .grid { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)) }
-.grid svg { width: 100%; height: auto } .swatch { width: 24px; height: 8px; margin-right: .4em }
+.grid svg { width: 100%; height: auto } svg.swatch, .grid svg.swatch { width: 24px; height: 8px; margin-right: .4em }
 .legend span { white-space: nowrap; margin-right: 1.2em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }

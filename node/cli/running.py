@@ -17,13 +17,14 @@ import typer
 from node.cli.progress import Progress
 from node.errors import ConfigError, Nondeterminism, StarlingError
 from node.experiment.loading import load
-from node.experiment.result import run_folder, write_run
 from node.tape import first_difference
 
 
 def run(experiment: str, overrides: Sequence[str], out: Path | None, quiet: bool) -> tuple[dict[str, Any], Path]:
     """Run an experiment and write its folder; gives the summary and the folder."""
     config = load(experiment, overrides, os.environ)
+    # Only now: importing torch takes seconds, and most mistakes are found without it.
+    from node.experiment.result import run_folder, write_run
     from node.experiment.setup import prepare
 
     setup = prepare(config)
@@ -82,9 +83,10 @@ def tell_outcome(summary: dict[str, Any], folder: Path) -> None:
 
 def check_determinism(experiment: str, overrides: Sequence[str]) -> str:
     """Simulate twice, in two processes with different hash seeds, and compare every event."""
-    config = load(experiment, overrides, os.environ)
-    if config.clock != "virtual":
-        raise ConfigError("--check-determinism: only the virtual clock is deterministic; add --clock virtual")
+    if "clock=real" in overrides:
+        raise ConfigError("--check-determinism: only the virtual clock is deterministic; allowed: --clock virtual")
+    overrides = [*overrides, "clock=virtual"]
+    load(experiment, overrides, os.environ)
     with tempfile.TemporaryDirectory() as folder:
         tapes = [Path(folder) / f"{i}.tape" for i in range(2)]
         for hash_seed, tape in enumerate(tapes):

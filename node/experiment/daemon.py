@@ -134,8 +134,9 @@ class Daemon:
             port=listen.port,
         )
         self._rendezvous.transport = self._transport
-        self._standing = Standing(settings, config, self._transport, Watched(setup.executor()))
-        self._metrics = Metrics(self._standing.reading)
+        self.standing = Standing(settings, config, self._transport, Watched(setup.executor()))
+        """What there is to know of it at any time."""
+        self._metrics = Metrics(self.standing.reading)
         self._http: HttpServer | None = None
         self._work: asyncio.Task[int] | None = None
 
@@ -151,17 +152,17 @@ class Daemon:
                 return await self._work
             return SUCCESS
         finally:
-            self._standing.phase = Phase.STOPPING
+            self.standing.phase = Phase.STOPPING
             await self._transport.close(self._settings.linger_s)
             probing.cancel()
             if self._http is not None:
                 await self._http.close()
-            if self._standing.participant is not None:
-                await self._standing.participant.world.close()
+            if self.standing.participant is not None:
+                await self.standing.participant.world.close()
             self._log.info("stopped")
 
     async def _serve(self) -> None:
-        standing, admin = self._standing, Address.parse(self._settings.admin)
+        standing, admin = self.standing, Address.parse(self._settings.admin)
         face = Face(
             ill=standing.ill,
             unready=standing.unready,
@@ -176,9 +177,9 @@ class Daemon:
 
     def stop(self, how: str) -> None:
         """End in order, and soon; calling it again changes nothing."""
-        if self._standing.phase is not Phase.STOPPING and self._work is not None:
+        if self.standing.phase is not Phase.STOPPING and self._work is not None:
             self._log.info("stopping", how=how)
-            self._standing.phase = Phase.STOPPING
+            self.standing.phase = Phase.STOPPING
             self._on_stop()
             self._work.cancel()
 
@@ -207,7 +208,7 @@ class Daemon:
         return FAILED
 
     async def _join(self) -> None:
-        settings, standing, config = self._settings, self._standing, self._setup.config
+        settings, standing, config = self._settings, self.standing, self._setup.config
         address = Address.parse(settings.advertise or settings.listen)
         if not address.port:
             address = address._replace(port=int(self._transport.address.rpartition(":")[2]))
@@ -222,7 +223,7 @@ class Daemon:
         await standing.joining.run()
 
     def _take_part(self) -> Participant:
-        standing = self._standing
+        standing = self.standing
         participant = standing.participant = Participant(
             self._setup,
             self._settings.node,
@@ -236,7 +237,7 @@ class Daemon:
         return participant
 
     def _lose(self, peer: int) -> None:
-        standing = self._standing
+        standing = self.standing
         if peer not in standing.lost and standing.participant is not None:
             standing.lost[peer] = "has gone"
             self._log.warning("peer lost", peer=peer)
@@ -246,7 +247,7 @@ class Daemon:
         self._log.error("unhandled", reason=context["message"], exc_info=context.get("exception"))
 
     def _keep(self, participant: Participant, status: str, error: str | None, final: Value | None = None) -> None:
-        folder, standing = self._settings.state, self._standing
+        folder, standing = self._settings.state, self.standing
         result = participant.result(status, error)
         result.recorder.drop_pending()
         result.wall_s, result.lost = standing.uptime_s, standing.lost

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from node import codec
 from node.clock import WallClock
-from node.codec import Header
+from node.codec import Encoded, Header
 from node.config import TopologySection
 from node.context import Context
-from node.errors import BadFrame, TransportError
+from node.errors import BadFrame, TransportError, Unreachable
 from node.graph import Graph
 from node.live.checkpoints import Checkpoints
 from node.live.transport import Transport
@@ -90,6 +90,7 @@ class LiveWorld:
 
     async def run(self, protocol: Protocol, wrapping: Wrapping | None) -> Value | None:
         """Take part until the protocol has ended; gives the final model's value. Handlers go on answering after it."""
+        self.clock.start()
         ctx = Context(self.me, self, protocol, wrapping)
         running = asyncio.ensure_future(protocol.run(ctx))
         try:
@@ -229,18 +230,23 @@ class LiveWorld:
         if any(not self.graph.is_solved(ref.id) for ref in refs):
             await self._solve(refs)
         encoded = codec.encode(message, self._buffer_of, request, reply)
-        for peer in to:
-            self.messages += 1
-            ctx.bytes_sent += encoded.size_bytes
-            self.bytes_sent += encoded.size_bytes
-            if peer == self.me:
-                asyncio.get_running_loop().call_soon(self._deliver, ctx, self.me, message, request, reply)
-                continue
-            assert self.transport is not None
-            try:
-                await self.transport.send(peer, encoded, keep=message)
-            except TransportError as error:
-                ctx.log.info("message lost", peer=peer, message=message.wire_name, reason=str(error))
+        # All at once: a peer whose queue is full must not keep the message from the others.
+        await asyncio.gather(*[self._send_to(ctx, peer, message, encoded, request, reply) for peer in to])
+
+    async def _send_to(
+        self, ctx: Context, peer: int, message: Message, encoded: Encoded, request: int, reply: int
+    ) -> None:
+        self.messages += 1
+        ctx.bytes_sent += encoded.size_bytes
+        self.bytes_sent += encoded.size_bytes
+        if peer == self.me:
+            asyncio.get_running_loop().call_soon(self._deliver, ctx, self.me, message, request, reply)
+            return
+        assert self.transport is not None
+        try:
+            await self.transport.send(peer, encoded, keep=message)
+        except Unreachable as error:
+            ctx.log.info("message lost", peer=peer, message=message.wire_name, reason=str(error))
 
     def _buffer_of(self, ref: Ref) -> memoryview:
         return self._tensors.to_buffer(self.graph.values[ref.id])

@@ -213,6 +213,8 @@ class SimWorld:
         self._transmit(ctx, (to,), message, 0, reply)
 
     def _transmit(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
+        if to and not (min(to) >= 0 and max(to) < len(self._contexts)):
+            raise ProtocolError(f"node {ctx.me} sends to {list(to)}; nodes are numbered 0 to {len(self._contexts) - 1}")
         size = codec.size_bytes(message, request, reply)
         me = ctx.me
         post = self.clock.post

@@ -74,7 +74,7 @@ def test_the_experiment_of_the_readme_is_valid():
     assert config.clock == "virtual"
 
 
-@pytest.mark.parametrize("readme", ["README.md", "protocols/README.md", "node/README.md"])
+@pytest.mark.parametrize("readme", ["README.md", "protocols/README.md", "node/README.md", "deploy/README.md"])
 def test_links_and_files_that_a_readme_names_exist(readme):
     text = (ROOT / readme).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#:]+)\)", text)

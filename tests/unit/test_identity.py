@@ -112,6 +112,7 @@ class TestCard:
             ("signing_key", b"short"),
             ("node", 2**70),
         ],
+        ids=["node", "signing", "curve", "address", "network", "signature", "short", "huge"],  # keys are new every time
     )
     def test_any_changed_field_is_found(self, field: str, value: object):
         with pytest.raises(BadSignature):

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 
 import pytest
 from aiohttp import web
@@ -149,10 +148,3 @@ async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     async with served() as (_, url):
         assert await starling("status", "--node", url) == 0
-
-
-async def test_asking_leaves_no_thread_behind():
-    before = threading.active_count()
-    async with served() as (_, url):
-        await starling("status", "--node", url)
-    assert threading.active_count() <= before + 1  # the loop's own worker
