@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from enum import StrEnum
 from importlib.metadata import version
@@ -89,6 +90,8 @@ def node(
     """Run one real node in the foreground, until SIGTERM."""
     from node.experiment.nodefile import load_node
 
+    # Until the node listens to it itself there is nothing to lose; a container's first process would ignore it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(SUCCESS))
     settings, experiment = load_node(config, os.environ)
     from node.experiment.daemon import run_node
 

@@ -57,7 +57,6 @@ def run_node(settings: NodeFile, config: ExperimentConfig) -> int:
     """
     configure(verbose=True)
     structlog.contextvars.bind_contextvars(node=settings.node)
-    signal.signal(signal.SIGTERM, _leave)  # also as a container's first process, which ignores it by default
     keep_freed_memory()
     with open_state(settings.state) as state:
         setup = prepare(config)
@@ -86,10 +85,6 @@ def _limited_leaving() -> Iterator[threading.Timer]:
         yield timer
     finally:
         timer.cancel()
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(SUCCESS)
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -84,13 +84,13 @@ class Channel:
             return
 
     async def hear(self) -> Said | None:
-        """The next thing that the other side says; None: it has gone."""
+        """The next thing that the other side says; None: it has gone, or says what nobody understands."""
         try:
             size = int.from_bytes(await self._reader.readexactly(4), "little")
             if size > _MOST_BYTES:
                 return None
             said: Said = _decoder.decode(await self._reader.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
             return None
         return said
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from node.errors import ConfigError
 from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop
 
 _STOP_S = 5.0
@@ -52,18 +53,21 @@ class Child:
 
 
 def fork_all(nodes: int, main: ChildMain, logs: Path) -> list[Child]:
-    """Fork one child per node, each with its output going to a file of its own in ``logs``."""
+    """Fork one child per node, each with its output going to a file of its own in ``logs``.
+
+    Raises:
+        ConfigError: this machine does not take so many processes.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     gc.collect()
     gc.freeze()
     children: list[Child] = []
     try:
         for node in range(nodes):
-            ours, theirs = socket.socketpair()
             log = logs / f"node-{node}.log"
             sys.stdout.flush()
             sys.stderr.flush()
-            pid = os.fork()
+            pid, ours, theirs = _fork(node)
             if pid == 0:
                 ours.close()
                 for sibling in children:
@@ -77,6 +81,21 @@ def fork_all(nodes: int, main: ChildMain, logs: Path) -> list[Child]:
     finally:
         gc.unfreeze()
     return children
+
+
+def _fork(node: int) -> tuple[int, socket.socket, socket.socket]:
+    """The child's pid (in the child: 0) and the two ends of its channel."""
+    ends: tuple[socket.socket, ...] = ()
+    try:
+        ends = ours, theirs = socket.socketpair()
+        return os.fork(), ours, theirs
+    except OSError as error:
+        for end in ends:
+            end.close()
+        raise ConfigError(
+            f"nodes: this machine starts no more than {node} processes ({error.strerror}); "
+            "take fewer nodes, raise its limits (ulimit -n, ulimit -u), or simulate with --clock virtual"
+        ) from error
 
 
 def _become(node: int, main: ChildMain, end: socket.socket, log: Path) -> NoReturn:
@@ -162,6 +181,7 @@ class Supervisor:
             for child in self._children:
                 child.channel = await Channel.over(child.end)
                 listeners.append(asyncio.create_task(self._listen(child)))
+                listeners[-1].add_done_callback(self._listened)
             await self._first_of(self._shown, self._over)
             if not self._over.is_set():
                 cards = [child.card for child in self._children if child.card is not None]
@@ -200,6 +220,10 @@ class Supervisor:
                 self._over.set()
         await self._gone(child)
 
+    def _listened(self, listener: asyncio.Task[None]) -> None:
+        if not listener.cancelled() and listener.exception() is not None:
+            self._over.set()
+
     async def _gone(self, child: Child) -> None:
         """A child has closed its end: it ends, or has ended."""
         deadline_s = time.monotonic() + _STOP_S
@@ -229,9 +253,12 @@ class Supervisor:
             await asyncio.wait(listeners, timeout=_STOP_S)
         for listener in listeners:
             listener.cancel()
-        await asyncio.gather(*listeners, return_exceptions=True)
+        outcomes = await asyncio.gather(*listeners, return_exceptions=True)
         for channel in self._channels():
             await channel.close()
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
 
 
 def _last_line(log: Path) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import uvloop
 
 from node.config import DataSection, ModelSection, TopologySection, TrainingSection
-from node.experiment.real import TENSORS
+from node.experiment.participant import TENSORS
 from node.learn.data import federate
 from node.learn.models import build as build_model
 from node.learn.workload import Workload, prepare_torch

@@ -61,7 +61,8 @@ def test_a_protocol_that_needs_everybody_fails_when_a_node_is_killed(start, tmp_
     assert summary["lost"] == {"2": "was killed by SIGKILL"}
     assert "node 2 was killed by SIGKILL" in command.err
     assert "Traceback" not in command.err
-    assert all(rounds == 3 for rounds in rounds_of(command).values())
+    assert {0, 1, 3, 4, 5} <= set(rounds_of(command))
+    assert max(rounds_of(command).values()) < DPSGD["rounds"]
     assert (command.folder / "run" / "report.html").exists()
     assert_gone(command)
 
@@ -83,7 +84,8 @@ def test_a_protocol_with_a_deadline_goes_on_without_a_killed_node(start, tmp_pat
     assert (summary["status"], summary["error"]) == ("finished", None)
     assert summary["lost"] == {"2": "was killed by SIGKILL"}
     assert sorted(command.models()) == [f"{node}.safetensors" for node in (0, 1, 3, 4, 5)]
-    assert rounds_of(command) == {0: 6, 1: 6, 2: 3, 3: 6, 4: 6, 5: 6}
+    assert rounds_of(command).pop(2, 0) <= 3
+    assert {**rounds_of(command), 2: 0} == {0: 6, 1: 6, 2: 0, 3: 6, 4: 6, 5: 6}
     assert_gone(command)
 
 
@@ -111,7 +113,7 @@ def test_an_interrupted_run_keeps_what_was_measured(start, tmp_path, how):
     assert command.summary["status"] == "interrupted"
     assert command.summary["lost"] == {}
     assert set(rounds_of(command)) == set(range(6))
-    assert min(rounds_of(command).values()) >= 3
+    assert min(rounds_of(command).values()) >= 1
     assert "Traceback" not in command.err
     assert_gone(command)
 

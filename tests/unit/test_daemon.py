@@ -506,6 +506,15 @@ def test_processes_learn_and_end_in_order(tmp_path, capsys):
         assert np.array_equal(np.asarray(model), np.asarray(expected[i]))
 
 
+def test_a_signal_while_it_starts_ends_it_too(tmp_path):
+    (tmp_path / "early.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    experiment = tmp_path / "early.toml"
+    experiment.write_text('nodes = 1\nprotocol.use = "early:Early"\n')
+    with Process(tmp_path, experiment) as node:
+        assert node.end()[0] == 0
+    assert node.logs == []
+
+
 ENDLESS = """
 import threading
 from node import Protocol, op
