@@ -348,12 +348,17 @@ class Context:
                 yield f"node {self.me} waits for an answer of node {to}"
 
     def lose(self, peer: int) -> None:
-        """A peer is gone: called by the world, once."""
-        self._lost = (*self._lost, peer)
+        """A peer is gone: called by the world."""
+        if peer not in self._lost:
+            self._lost = (*self._lost, peer)
         self.mailbox.lose(peer)
         for to, future in list((self._requests or {}).values()):
             if to == peer and not future.done():
                 future.set_exception(Unreachable(f"node {peer} went before it answered node {self.me}"))
+
+    def regain(self, peer: int) -> None:
+        """A peer that was gone is there again: waits that begin from now on may wait for it."""
+        self._lost = tuple(other for other in self._lost if other != peer)
 
 
 def _slot(kind: type[Message], key: Mapping[str, Any]) -> Slot:

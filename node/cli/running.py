@@ -38,7 +38,10 @@ def run(experiment: str, overrides: Sequence[str], out: Path | None, quiet: bool
             from node.experiment.real import run_real
 
             result = run_real(setup, folder, progress.update, progress.note)
-    return write_run(folder, setup, result, _report), folder
+    summary = write_run(folder, setup, result, _report)
+    if result.status != "finished":
+        typer.echo(f"starling: {result.status}: {result.error}", err=True)
+    return summary, folder
 
 
 @contextmanager
@@ -76,8 +79,6 @@ def tell_outcome(summary: dict[str, Any], folder: Path) -> None:
     )
     for node, how in summary["lost"].items():
         typer.echo(f"  node {node} {how}")
-    if summary["status"] != "finished":
-        typer.echo(f"  {summary['status']}: {summary['error']}", err=True)
     typer.echo(f"  results: {folder}/  (report.html, summary.json, metrics.parquet)")
 
 

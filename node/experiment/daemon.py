@@ -125,6 +125,7 @@ class Daemon:
             state.identity,
             on_message=self._rendezvous.receive,
             on_lost=self._rendezvous.lose,
+            on_back=self._rendezvous.regain,
             listen=_resolved(listen.host),
             port=listen.port,
         )
@@ -227,7 +228,7 @@ class Daemon:
             executor=standing.executor,
         )
         standing.phase = Phase.RUNNING
-        self._rendezvous.hand_over(participant.world.receive, self._lose)
+        self._rendezvous.hand_over(participant.world.receive, self._lose, self._regain)
         self._log.info("joined", peers=self._setup.config.nodes - 1)
         return participant
 
@@ -237,6 +238,12 @@ class Daemon:
             standing.lost[peer] = "has gone"
             self._log.warning("peer lost", peer=peer)
             standing.participant.world.lose(peer)
+
+    def _regain(self, peer: int) -> None:
+        standing = self.standing
+        if standing.lost.pop(peer, None) is not None and standing.participant is not None:
+            self._log.info("peer back", peer=peer)
+            standing.participant.world.regain(peer)
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self._log.error("unhandled", reason=context["message"], exc_info=context.get("exception"))

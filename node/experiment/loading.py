@@ -17,6 +17,8 @@ from node.config import ExperimentConfig
 from node.errors import ConfigError
 
 _PREFIX = "STARLING_"
+NODE_PREFIX = "STARLING_NODE__"
+"""Begins what overrides a node's own file, which no experiment knows."""
 _FILE_SUFFIXES = (".csv", ".npz", ".parquet")
 _SCALARS = ("float", "int", "constrained-float")
 _FORMS = (*_SCALARS, "Distribution")
@@ -75,7 +77,7 @@ def explain(errors: list[ErrorDetails], model: Any, prefix: str = "") -> str:
     kind, more = error["type"], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if kind == "extra_forbidden":
         known = _known_keys(model, path[:-1])
-        return f"{key}: there is no such key{_nearest(path[-1], known)}; known here: {', '.join(known)}{more}"
+        return f"{key}: there is no such key{_nearest(path[-1], known)}; known here: {', '.join(known) or 'none'}{more}"
     message = "must be a table" if kind == "model_type" else error["msg"].removeprefix("Value error, ")
     shown = f" (got {error['input']!r:.60})" if kind not in ("missing", "value_error") else ""
     return f"{key}: {message[0].lower() + message[1:]}{shown}{more}"
@@ -121,7 +123,7 @@ def _make_paths_absolute(values: dict[str, Any], folder: Path | None) -> None:
 
 def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[list[str], Any]]:
     for name in sorted(environ):
-        if name.startswith(_PREFIX):
+        if name.startswith(_PREFIX) and not name.startswith(NODE_PREFIX):
             yield name.removeprefix(_PREFIX).lower().split("__"), _value(environ[name])
 
 

@@ -14,9 +14,8 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 
 from node.config import ExperimentConfig, Positive, Section
 from node.errors import ConfigError
-from node.experiment.loading import explain, load
+from node.experiment.loading import NODE_PREFIX, explain, load
 
-_PREFIX = "STARLING_NODE__"
 _PATHS = ("state", "cards")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
@@ -105,15 +104,15 @@ def load_node(path: Path, environ: Mapping[str, str]) -> tuple[NodeFile, Experim
     """
     values = _read(path)
     overrides = {
-        name.removeprefix(_PREFIX).lower(): value for name, value in environ.items() if name.startswith(_PREFIX)
+        name.removeprefix(NODE_PREFIX).lower(): value for name, value in environ.items() if name.startswith(NODE_PREFIX)
     }
     try:
         settings = NodeFile.model_validate({**values, **overrides})
     except ValidationError as error:
         key = str(next(iter(error.errors()[0]["loc"]), ""))
-        source = f"environment {_PREFIX}{key.upper()}" if key in overrides else str(path)
+        source = f"environment {NODE_PREFIX}{key.upper()}" if key in overrides else str(path)
         raise ConfigError(f"{source}: {explain(error.errors(), NodeFile)}") from None
-    others = {name: value for name, value in environ.items() if not name.startswith(_PREFIX)}
+    others = {name: value for name, value in environ.items() if not name.startswith(NODE_PREFIX)}
     config = load(settings.experiment, ["clock=real"], others)
     if settings.node >= config.nodes:
         raise ConfigError(f"{path}: node: {config.name} has no node {settings.node}; allowed: 0 to {config.nodes - 1}")

@@ -160,7 +160,7 @@ async def _take_part(setup: Setup, network: str, node: int, end: socket.socket) 
     participant = Participant(setup, node, checkpoints=Checkpoints(None), on_settled=settled)
     world = participant.world
     identity = Identity.generate()
-    transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose)
+    transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose, on_back=world.regain)
     transport.start()
     orders = asyncio.create_task(_obey(channel, main))
     try:

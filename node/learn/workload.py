@@ -33,7 +33,8 @@ def prepare_torch() -> None:
     Call it before any work. More threads would change the order of sums, and slow small models down.
     """
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    # torch.use_deterministic_algorithms would do the same, and import a compiler stack: 75 MB and over a CPU-second.
+    torch._C._set_deterministic_algorithms(True)
     # Every buffer here is written before it is read; filling it first would cost more than some of the kernels.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

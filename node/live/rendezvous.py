@@ -30,7 +30,7 @@ class Welcome(Message, name="starling/welcome/1"):
 
 
 class Rendezvous:
-    """Stands between a transport and a world: its :meth:`receive` and :meth:`lose` are the transport's callbacks."""
+    """Stands between a transport and a world; the transport calls :meth:`receive`, :meth:`lose` and :meth:`regain`."""
 
     def __init__(self, peers: Iterable[int]) -> None:
         self.transport: Transport | None = None
@@ -38,6 +38,7 @@ class Rendezvous:
         self._early: list[tuple[int, Header, list[memoryview]]] = []
         self._receive: Receive = lambda *message: self._early.append(message)
         self._lose: Lose | None = None
+        self._regain: Lose = lambda peer: None
         self._saying: set[asyncio.Task[None]] = set()
 
     @property
@@ -50,9 +51,9 @@ class Rendezvous:
         for peer in self.absent:
             await self._say(peer, Hello())
 
-    def hand_over(self, receive: Receive, lose: Lose) -> None:
+    def hand_over(self, receive: Receive, lose: Lose, regain: Lose = lambda peer: None) -> None:
         """Pass everything on from now, after what has come already."""
-        self._receive, self._lose = receive, lose
+        self._receive, self._lose, self._regain = receive, lose, regain
         early, self._early = self._early, []
         for message in early:
             receive(*message)
@@ -74,6 +75,10 @@ class Rendezvous:
             self._absent[peer] = None
         else:
             self._lose(peer)
+
+    def regain(self, peer: int) -> None:
+        """A peer that had gone is there again."""
+        self._regain(peer)
 
     async def _say(self, peer: int, message: Message) -> None:
         assert self.transport is not None

@@ -46,13 +46,15 @@ class Transport:
         *,
         on_message: Callable[[int, Header, list[memoryview]], None],
         on_lost: Callable[[int], None],
+        on_back: Callable[[int], None] = lambda peer: None,
         listen: str = "127.0.0.1",
         port: int = 0,
         limits: Limits | None = None,
         grace_s: float = 3.0,
         encrypted: bool = True,
     ) -> None:
-        """``on_message`` gets sender, header and payloads; ``on_lost`` a peer whose link is gone for ``grace_s``.
+        """``on_message`` gets sender, header and payloads; ``on_lost`` a peer whose link is gone for ``grace_s``,
+        ``on_back`` one that was lost and is there again.
 
         Without encryption anybody can be anybody: that is for benchmarks alone. Port 0 is any free one.
         """
@@ -60,6 +62,7 @@ class Transport:
         self._identity = identity
         self._on_message = on_message
         self._on_lost = on_lost
+        self._on_back = on_back
         self._bind = (listen, port)
         self._limits = limits or Limits()
         self._grace_s = grace_s
@@ -83,7 +86,7 @@ class Transport:
             grace_s=self._grace_s,
             notices=Notices(
                 lambda peer: self._tell(self._peer_gone, peer),
-                lambda peer: self._tell(self._gone.discard, peer),
+                lambda peer: self._tell(self._peer_back, peer),
                 lambda peer: self._tell(self._release, peer),
             ),
             deliver=lambda batch, cost: self._tell(self._receive, batch, cost),
@@ -200,6 +203,11 @@ class Transport:
         self._release(peer)
         if not self._closing:
             self._on_lost(peer)
+
+    def _peer_back(self, peer: int) -> None:
+        if peer in self._gone:
+            self._gone.discard(peer)
+            self._on_back(peer)
 
     def _io_ended(self) -> None:
         self._closing = True

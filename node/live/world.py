@@ -37,8 +37,9 @@ class Tensors(NamedTuple):
 class LiveWorld:
     """Runs one node among its peers; a :class:`~node.world.World`.
 
-    Make it inside the event loop. The transport's ``on_message`` and ``on_lost`` must be :meth:`receive` and
-    :meth:`lose`. Ops run in one worker thread, so that the loop goes on answering; the graph belongs to the loop.
+    Make it inside the event loop. The transport's ``on_message``, ``on_lost`` and ``on_back`` must be :meth:`receive`,
+    :meth:`lose` and :meth:`regain`. Ops run in one worker thread, so that the loop goes on answering; the graph belongs
+    to the loop.
     """
 
     def __init__(
@@ -170,6 +171,13 @@ class LiveWorld:
             self._lost_early.append(peer)
         else:
             self._context.lose(peer)
+
+    def regain(self, peer: int) -> None:
+        """A peer that had gone is there again."""
+        if self._context is not None:
+            self._context.regain(peer)
+        elif peer in self._lost_early:
+            self._lost_early.remove(peer)
 
     # Solving
 

@@ -58,9 +58,12 @@ class Party:
         self.heard: list[tuple[int, Any]] = []
         self.buffers: list[list[memoryview]] = []
         self.lost: list[int] = []
+        self.back: list[int] = []
         self._changed = asyncio.Event()
         options.setdefault("grace_s", 0.3)
-        self.transport = Transport(node, self.identity, on_message=self._hear, on_lost=self._lose, **options)
+        self.transport = Transport(
+            node, self.identity, on_message=self._hear, on_lost=self._lose, on_back=self._regain, **options
+        )
         if start:
             self.transport.start()
 
@@ -89,6 +92,10 @@ class Party:
 
     def _lose(self, peer: int) -> None:
         self.lost.append(peer)
+        self._changed.set()
+
+    def _regain(self, peer: int) -> None:
+        self.back.append(peer)
         self._changed.set()
 
 

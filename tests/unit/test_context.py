@@ -105,6 +105,16 @@ def test_who_is_lost_is_no_peer():
     assert only(0, behave, 4) == ((1, 3), (3, 1), (1, 3))
 
 
+def test_who_is_back_is_a_peer_again():
+    async def behave(ctx):
+        ctx.lose(2)
+        ctx.lose(2)
+        ctx.regain(2)
+        return ctx.peers()
+
+    assert only(0, behave, 4) == (1, 2, 3)
+
+
 def test_samples_are_sorted_different_others():
     async def behave(ctx):
         return [ctx.sample(3) for _ in range(200)], ctx.sample(0), ctx.sample(99)

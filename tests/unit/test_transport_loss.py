@@ -124,7 +124,7 @@ class TestLoss:
         await a.hears(1)
         await a.transport.send(1, note(3))
         await again.hears(1)
-        assert (again.notes, a.notes, a.lost) == ([3], [2], [1])
+        assert (again.notes, a.notes, a.lost, a.back) == ([3], [2], [1], [1])
 
     @pytest.mark.parametrize("sends", [True, False])
     async def test_a_killed_process_is_missed(self, party: Callable[..., Party], sends: bool):
