@@ -139,9 +139,6 @@ def experiment(folder: Path, **tables: Any) -> str:
 def serve(control: socket.socket) -> None:
     import numpy as np
 
-    import node.cli.report
-    import node.cli.running
-    import node.experiment.real
     from node.cli.plots import histogram
     from node.experiment.loading import load
     from node.experiment.setup import prepare

@@ -90,8 +90,7 @@ def check_determinism(experiment: str, overrides: Sequence[str]) -> str:
     load(experiment, overrides, os.environ)
     with tempfile.TemporaryDirectory() as folder:
         tapes = [Path(folder) / f"{i}.tape" for i in range(2)]
-        for hash_seed, tape in enumerate(tapes):
-            _record(experiment, overrides, tape, str(hash_seed))
+        _record(experiment, overrides, tapes)
         one, other = (tape.read_bytes() for tape in tapes)
     difference = first_difference(one, other)
     if difference is not None:
@@ -105,10 +104,14 @@ def check_determinism(experiment: str, overrides: Sequence[str]) -> str:
     return f"deterministic: {len(one) // 40} events, twice the same"
 
 
-def _record(experiment: str, overrides: Sequence[str], tape: Path, hash_seed: str) -> None:
-    command = [sys.executable, "-m", "node.cli.tape", experiment, str(tape), *overrides]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise StarlingError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the simulation failed")
+def _record(experiment: str, overrides: Sequence[str], tapes: Sequence[Path]) -> None:
+    """Simulate once for each tape, all at the same time."""
+    runs = []
+    for hash_seed, tape in enumerate(tapes):
+        command = [sys.executable, "-m", "node.cli.tape", experiment, str(tape), *overrides]
+        environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+        runs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    complaints = [run.communicate()[1].strip() for run in runs]
+    for run, complaint in zip(runs, complaints, strict=True):
+        if run.returncode:
+            raise StarlingError(complaint.splitlines()[-1] if complaint else "the simulation failed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -21,7 +22,9 @@ NODE_PREFIX = "STARLING_NODE__"
 """Begins what overrides a node's own file, which no experiment knows."""
 _FILE_SUFFIXES = (".csv", ".npz", ".parquet")
 _SCALARS = ("float", "int", "constrained-float")
-_FORMS = (*_SCALARS, "Distribution")
+_FORM = re.compile(rf"{'|'.join(_SCALARS)}|Distribution|[a-z-]+\[.+\]")
+"""What pydantic puts into a place to say which form of a value it tried."""
+_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 def bundled() -> list[str]:
@@ -72,10 +75,11 @@ def explain(errors: list[ErrorDetails], model: Any, prefix: str = "") -> str:
     """The first of some validation errors in words: the key, what is wrong, what is allowed."""
     errors = [error for error in errors if not _is_of_the_other_form(error)] or errors
     error = errors[0]
-    path = [str(part) for part in error["loc"] if str(part) not in _FORMS and "[" not in str(part)]
+    path = [str(part) for part in error["loc"] if not _FORM.fullmatch(str(part))]
     key = (prefix + ".".join(path)).removesuffix(".")
     kind, more = error["type"], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if kind == "extra_forbidden":
+        path = path or [str(error["loc"][-1])]
         known = _known_keys(model, path[:-1])
         return f"{key}: there is no such key{_nearest(path[-1], known)}; known here: {', '.join(known) or 'none'}{more}"
     message = "must be a table" if kind == "model_type" else error["msg"].removeprefix("Value error, ")
@@ -129,8 +133,9 @@ def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[list[str], A
 
 def _from_flag(override: str) -> tuple[list[str], Any]:
     key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {override}: write it as key=value, for example training.lr=0.05")
+    if not separator or not _KEY.fullmatch(key.strip()):
+        shown = " ".join(override.split())
+        raise ConfigError(f"--set {shown}: write it as key=value, for example training.lr=0.05")
     return key.strip().split("."), _value(text.strip())
 
 

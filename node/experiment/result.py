@@ -53,12 +53,11 @@ class Result:
     def summary(self, setup: Setup) -> dict[str, Any]:
         """The contents of ``summary.json``."""
         config = setup.config
-        metrics: dict[str, Mapping[str, float | None]] = {
-            name: {key: _finite(value) for key, value in values.items()}
-            for name, values in self.recorder.summary().items()
-        }
-        if self.models:
-            metrics["consensus"] = {key: _finite(value) for key, value in consensus(self.models).items()}
+        with np.errstate(invalid="ignore", over="ignore"):  # that a run diverged is a result like any other
+            spreads = self.recorder.summary()
+            if self.models:
+                spreads["consensus"] = consensus(self.models)
+        metrics = {name: {key: _finite(value) for key, value in spread.items()} for name, spread in spreads.items()}
         return {
             "schema": SCHEMA,
             "name": config.name,

@@ -127,9 +127,7 @@ def test_nodes_listen_on_loopback_alone(start, tmp_path):
     with Gate(tmp_path, 1, 2) as gate:
         command = run(start, tmp_path / "it", gate.mods)
         gate.reached()
-        links = [
-            link for process in command.processes() for link in process.net_connections("all") if link.laddr
-        ]
+        links = [link for process in command.processes() for link in process.net_connections("all") if link.laddr]
         assert {link.laddr.ip for link in links if link.family == socket.AF_INET} == {"127.0.0.1"}
         assert not [link for link in links if link.family == socket.AF_INET6]
         named = [link.laddr for link in links if link.family == socket.AF_UNIX and isinstance(link.laddr, str)]

@@ -3,123 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from node import Context, Message, Mod, Protocol, ProtocolError, Ref, Spec, TopologySection, Unreachable, on, op
-from node.errors import ComputeError, Corrupt
-from node.identity import Identity, Roster
-from node.live.checkpoints import Checkpoints
-from node.live.transport import Transport
-from node.live.world import LiveWorld, Tensors
+from node import Mod, ProtocolError, Spec, Unreachable, op
+from node.errors import ComputeError
 from node.mods import Wrapping
-from node.record import Recorder
-from node.solver import InlineExecutor
-from node.tape import Tape
 from node.testing import Quadratic, run_protocol
-from node.topology import build
 from protocols.dpsgd import DPSGD
-
-WAIT_S = 10.0
-FULL = TopologySection(kind="full")
-NUMPY = Tensors(
-    lambda value: memoryview(np.ascontiguousarray(value)).cast("B"),
-    lambda buffer, spec: np.frombuffer(buffer, dtype=spec.dtype).reshape(spec.shape),
-)
-
-
-class Note(Message, name="test.live_world/note/1", key=("number",)):
-    number: int
-
-
-class Told(Message, name="test.live_world/told/1"):
-    number: int
-
-
-class Model(Message, name="test.live_world/model/1", key=("number",)):
-    number: int
-    model: Ref
-
-
-class Odd(Message, name="test.live_world/odd/1", key=("number",), any_shape=True):
-    number: int
-    model: Ref
-
-
-@op(spec=lambda inputs, static: Spec((inputs[0].shape[0] + 1,), inputs[0].dtype))
-def longer(model):
-    return np.append(model, 0.0)
+from village import FULL, WAIT_S, Handled, Model, Note, Odd, Scripted, idle, longer, worlds
 
 
 @op
 def broken(model):
     raise RuntimeError("no such number")
-
-
-class Scripted(Protocol):
-    """Runs whatever coroutine function the test gives it."""
-
-    def __init__(self, script):
-        super().__init__()
-        self.script = script
-        self.noted = []
-
-    async def run(self, ctx: Context):
-        return await self.script(self, ctx)
-
-
-class Handled(Scripted):
-    """As it, with a handler; a negative note is one too many."""
-
-    @on(Note)
-    def note(self, ctx, sender, message):
-        if message.number < 0:
-            raise LookupError("a bad note")
-        self.noted.append((sender, message.number))
-        return Told(number=message.number + 1)
-
-
-@asynccontextmanager
-async def worlds(count, *, every=1, checkpoints=None):
-    """Worlds of as many nodes that have been admitted to one another, and are closed in the end."""
-    made = []
-    cards = []
-    for me in range(count):
-        identity = Identity.generate()
-        world = LiveWorld(
-            me,
-            count,
-            3,
-            Quadratic(count, seed=3),
-            build(FULL, count, 3),
-            InlineExecutor(),
-            Recorder(every),
-            Tape(),
-            tensors=NUMPY,
-            roles={},
-            checkpoints=checkpoints or Checkpoints(None),
-        )
-        world.transport = Transport(me, identity, on_message=world.receive, on_lost=world.lose, grace_s=0.2)
-        world.transport.start()
-        made.append(world)
-        cards.append(identity.card(me, world.transport.address, "test"))
-    for world in made:
-        world.transport.admit(Roster(cards))
-    try:
-        async with asyncio.timeout(WAIT_S):
-            yield made
-    finally:
-        for world in made:
-            await world.transport.close(0.1)
-            await world.close()
-
-
-async def idle(protocol, ctx):
-    """A part in which nothing happens."""
-    return ctx.initial_model()
 
 
 # What a run gives
@@ -241,7 +140,7 @@ async def test_who_was_lost_before_the_run_is_not_waited_for():
         await one.transport.close()
         while not other._lost_early:
             await asyncio.sleep(0)
-        with pytest.raises(Unreachable, match="node 1 needs test.live_world/note/1 number=2 from node 0"):
+        with pytest.raises(Unreachable, match=r"node 1 needs test\.live_world/note/1 number=2 from node 0"):
             await other.run(Scripted(hear), None)
 
 
@@ -335,85 +234,3 @@ async def test_closing_ends_spawned_work():
         await world.run(Scripted(script), None)
         assert ended == []
     assert ended == [0]
-
-
-# What is kept on disk
-
-
-def saving(model_of, **state):
-    async def script(protocol, ctx):
-        assert ctx.restore() is None
-        model = model_of(ctx)
-        await ctx.checkpoint(model=model, **state)
-        return model
-
-    return script
-
-
-async def restored(checkpoints):
-    found = []
-
-    async def script(protocol, ctx):
-        state = ctx.restore()
-        found.append({**state, "model": await ctx.value(state["model"])})
-        return state["model"]
-
-    async with worlds(1, checkpoints=checkpoints) as (world,):
-        final = await world.run(Scripted(script), None)
-    assert final.tobytes() == found[0]["model"].tobytes()
-    return found[0]
-
-
-async def test_a_restarted_node_goes_on_from_its_checkpoint(tmp_path):
-    def trained(ctx):
-        return ctx.apply(ctx._world.workload.train, ctx.initial_model(), steps=1, lr=0.5, proximal=0.0)
-
-    async with worlds(1, checkpoints=Checkpoints(tmp_path / "state")) as (world,):
-        final = await world.run(Scripted(saving(trained, round=3, phase="late")), None)
-    state = await restored(Checkpoints(tmp_path / "state"))
-    assert (state["round"], state["phase"]) == (3, "late")
-    assert state["model"].tobytes() == final.tobytes()
-    assert np.abs(final).max() > 0
-
-
-async def save_twice(folder):
-    async def script(protocol, ctx):
-        for round in (1, 2):
-            await ctx.checkpoint(model=ctx.initial_model(), round=round)
-
-    async with worlds(1, checkpoints=Checkpoints(folder)) as (world,):
-        await world.run(Scripted(script), None)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.current", "checkpoint.previous"]
-    return folder / "checkpoint.current", folder / "checkpoint.previous"
-
-
-@pytest.mark.parametrize("tear", ["cut", "flip", "empty"])
-async def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, tear):
-    current, _ = await save_twice(tmp_path)
-    data = current.read_bytes()
-    current.write_bytes({"cut": data[:-1], "flip": data[:-1] + bytes([data[-1] ^ 1]), "empty": b""}[tear])
-    with capture_logs() as logs:
-        assert (await restored(Checkpoints(tmp_path)))["round"] == 1
-    assert [line["event"] for line in logs if "checkpoint" in line["event"]] == ["checkpoint is torn, falling back"]
-
-
-async def test_a_crash_between_the_two_renames_loses_nothing(tmp_path):
-    current, previous = await save_twice(tmp_path)
-    current.rename(previous)
-    (tmp_path / "checkpoint.new").write_bytes(b"half")
-    assert (await restored(Checkpoints(tmp_path)))["round"] == 2
-
-
-async def test_without_a_whole_checkpoint_a_node_does_not_start_anew_by_itself(tmp_path):
-    for path in await save_twice(tmp_path):
-        path.write_bytes(b"torn")
-    with capture_logs(), pytest.raises(Corrupt, match="no checkpoint is whole; move the folder away"):
-        Checkpoints(tmp_path).load()
-
-
-async def test_a_checkpoint_that_cannot_be_written_costs_a_warning(tmp_path):
-    (tmp_path / "file").touch()
-    with capture_logs() as logs:
-        async with worlds(1, checkpoints=Checkpoints(tmp_path / "file" / "below")) as (world,):
-            await world.run(Scripted(saving(lambda ctx: ctx.initial_model(), round=1)), None)
-    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["checkpoint not saved"]

@@ -172,7 +172,7 @@ def test_a_failure_is_told_with_node_error_file_and_line(start, tmp_path, where,
     use = "Sound" if where == "InMod" else where
     mods = [{"use": "faulty:InMod"}] if where == "InMod" else []
     file = lay_out(tmp_path / "it", protocol={"use": f"faulty:{use}"}, mods=mods)
-    command = start(tmp_path / "it", "run", file, "--clock", clock, "--out", "run")
+    command = start(tmp_path / "it", "run", file, "--clock", clock, "--out", "run", "--quiet")
     assert command.wait() == 3
     node = command.summary["error"].partition(":")[0]
     assert node == "node 3" or where == "InConstructor"

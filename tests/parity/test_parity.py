@@ -22,14 +22,19 @@ CASES = {
     "epidemic-oracle": {"protocol": {"use": "epidemic", "variant": "oracle", "degree": 3, "rounds": 4}},
     "fedavg": {"protocol": {"use": "fedavg", "rounds": 4, "sample": 3, "proximal": 0.1, "server": "adam"}},
     "pushsum-one-peer": {"protocol": {"use": "pushsum", "rounds": 5}, "topology": {"kind": "one-peer"}, "nodes": 8},
-    "local": {"protocol": {"use": "local", "rounds": 5}, "record": {"models": True, "every": 2}},
+    "local": {
+        "protocol": {"use": "local", "rounds": 5},
+        "model": {"name": "wide:wide"},
+        "record": {"models": True, "every": 2},
+    },
     "asking": {"protocol": {"use": "asking:Asking", "rounds": 3}, "topology": RING, "mods": HALVED},
 }
 
 
 def arm(starling, folder: Path, clock: str, tables: dict):
     file = experiment(folder, **{"record": {"models": True}, **tables})
-    shutil.copy(Path(__file__).with_name("asking.py"), folder)
+    for name in ("asking.py", "wide.py"):
+        shutil.copy(Path(__file__).with_name(name), folder)
     command = starling.start(folder, "run", file, "--clock", clock, "--out", "run", "--quiet")
     try:
         code = command.wait()
@@ -39,10 +44,11 @@ def arm(starling, folder: Path, clock: str, tables: dict):
     return command
 
 
-def metrics(command) -> list[tuple]:
+def metrics(command, without: set[str]) -> list[tuple]:
     """Every number of the run but its time, in an order of its own."""
     columns = pq.read_table(command.folder / "run" / "metrics.parquet").to_pydict()
-    return sorted(zip(columns["node"], columns["round"], columns["metric"], columns["value"], strict=True))
+    rows = zip(columns["node"], columns["round"], columns["metric"], columns["value"], strict=True)
+    return sorted(row for row in rows if row[2] not in without)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -51,10 +57,14 @@ def test_real_nodes_end_with_the_models_of_the_simulation(starling, tmp_path, na
     virtual = arm(starling, tmp_path / "virtual", "virtual", CASES[name])
     assert len(real.models()) == real.summary["nodes"]
     assert real.models() == virtual.models()
-    assert metrics(real) == metrics(virtual)
-    for key in ("messages", "bytes_sent", "tasks", "events", "forced_solves", "rounds"):
+    # Where a handler answers, what a node has sent until it records depends on when others ask it; and what a mod drops
+    # may come when its node has ended.
+    unsteady = {"bytes_sent"} if name == "asking" else set()
+    assert metrics(real, unsteady) == metrics(virtual, unsteady)
+    for key in ("messages", "bytes_sent", "tasks", "forced_solves", "rounds", *([] if unsteady else ["events"])):
         assert real.summary[key] == virtual.summary[key], key
-    for metric, spread in virtual.summary["metrics"].items():
+    for metric in virtual.summary["metrics"].keys() - unsteady:
+        spread = virtual.summary["metrics"][metric]
         assert real.summary["metrics"][metric] == spread, metric
     # Equal for a reason: the nodes did learn, and (but for fedavg, whose result is one) did not all learn the same.
     assert virtual.summary["metrics"]["accuracy"]["max"] > 0.15

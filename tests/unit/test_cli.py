@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from launch import experiment
+from node.cli import tape
 from node.cli.doctor import Finding
 from node.cli.main import main
 
@@ -88,7 +89,10 @@ WRONG = {
     "a mod without module": (['mods=[{use="Mod"}]'], ["mods[0].use: 'Mod' must be written as module:Class"]),
     "a mod's unknown key": (['mods=[{use="node:Mod", strength=1}]'], ["mods[0].strength: there is no such key"]),
     "a mod on no node": (['mods=[{use="node:Mod", nodes=[16]}]'], ["mods[0].nodes: there is no node 16", "0 to 15"]),
-    "a protocol in no module": (["protocol.use=nowhere_at_all:P"], ["protocol.use: 'nowhere_at_all' cannot be imported"]),
+    "a protocol in no module": (
+        ["protocol.use=nowhere_at_all:P"],
+        ["protocol.use: 'nowhere_at_all' cannot be imported"],
+    ),
     "a protocol that is none": (["protocol.use=node:Message"], ["protocol.use: node:Message is not a subclass"]),
     "a --set without value": (["nodes"], ["--set nodes: write it as key=value"]),
     "a --set without key": (["=3"], ["--set =3: write it as key=value"]),
@@ -108,7 +112,7 @@ def test_a_wrong_value_is_one_line(starling, tmp_path, name):
     [
         (["run", "digits-gosip"], "EXPERIMENT: no experiment is called 'digits-gosip'; did you mean 'digits-gossip'?"),
         (["run", "none.toml"], "none.toml: cannot be read: No such file or directory"),
-        (["run"], "Missing argument 'EXPERIMENT'"),
+        (["run"], "Missing argument 'experiment'"),
         (["run", "digits-gossip", "--clock", "sundial"], "'real', 'virtual'"),
         (["run", "digits-gossip", "--sett", "a=1"], "No such option"),
         (["run", "digits-gossip", "--check-determinism", "--clock", "real"], "only the virtual clock"),
@@ -168,7 +172,10 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(starling, tmp_path):
     ("code", "part"),
     [
         ("def (", "SyntaxError: invalid syntax (mine_broken.py, line 1)"),
-        ("\nimport node\nnode.nothing", "AttributeError: module 'node' has no attribute 'nothing' (mine_broken.py, line 3)"),
+        (
+            "\nimport node\nnode.nothing",
+            "AttributeError: module 'node' has no attribute 'nothing' (mine_broken.py, line 3)",
+        ),
         ("import mine_missing", "ModuleNotFoundError: No module named 'mine_missing'"),
         ("raise SystemExit(0)", "SystemExit: 0"),
         ("raise ValueError('two\\nlines')", "ValueError: two lines (mine_broken.py, line 1)"),
@@ -261,6 +268,24 @@ def test_version(starling):
 
 
 # Determinism
+
+
+def test_a_simulation_that_fails_has_no_tape_to_compare(starling, tmp_path, capfd):
+    (tmp_path / "mine_failing_too.py").write_text(
+        "from node import Protocol\nclass Mine(Protocol):\n    async def run(self, ctx):\n        1 / 0\n"
+    )
+    use = "protocol={use='mine_failing_too:Mine'}"
+    assert tape.main("digits-gossip", "file.tape", use, "clock=virtual") == 3
+    told = "node 0: ZeroDivisionError: division by zero (mine_failing_too.py, line 4)\n"
+    assert capfd.readouterr() == ("", told)
+    assert tape.main("digits-gosip", "file.tape") == 3
+    assert capfd.readouterr().err.startswith("EXPERIMENT: no experiment")
+
+
+def test_a_process_that_fails_fails_the_comparison(starling, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    outcome = starling("run", *TINY_VIRTUAL, "--check-determinism")
+    assert outcome == (3, "", "starling: the simulation failed\n")
 
 
 def test_a_bundled_experiment_is_deterministic(starling):
