@@ -75,7 +75,7 @@ class Result:
             "events": self.events,
             "event_hash": self.event_hash,
             "tasks": self.tasks,
-            "batched_calls": self.batched_calls,
+            "batched_calls": self.batched_calls if config.executor.kind != "inline" else 0,
             "forced_solves": self.forced_solves,
             "messages": self.messages,
             "bytes_sent": self.bytes_sent,

@@ -15,6 +15,7 @@ from node.codec import Limits
 from node.errors import FrameTooLarge, TransportError
 from node.identity import Roster
 from node.live import frames
+from node.live.arrivals import Arrivals, remote_address
 from node.live.frames import Refused
 from node.live.links import Links
 from node.live.receive import Delivery, Receiver
@@ -35,12 +36,15 @@ class Inbound:
 
     def __init__(self, router: Socket, limits: Limits, links: Links, refusals: Refusals) -> None:
         self.router = router
-        self.monitor = router.get_monitor_socket(_FAILED | zmq.EVENT_DISCONNECTED)
+        self.monitor = router.get_monitor_socket(
+            _FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
         self.disconnected_s: float | None = None
         """When some connection has ended of which it is not known yet whose it was."""
         self.banned: set[int] = set()
         self.parting: set[int] = set()
         """Who has been told that we stop, and has not hung up yet."""
+        self._arrivals = Arrivals()
         self._links = links
         self._refusals = refusals
         self._traffic = links.traffic
@@ -107,12 +111,18 @@ class Inbound:
     def on_monitor(self) -> None:
         """Follow one event of the monitor."""
         event = parse_monitor_message(self.monitor.recv_multipart())
-        if event["event"] == zmq.EVENT_DISCONNECTED:
-            self.disconnected_s = time.monotonic()
-        else:
-            address = event["endpoint"].decode("ascii", "replace")
-            detail = f"{zmq.Event(event['event']).name} {event['value']}: not a Starling node, or another key"
-            self._refusals.by_address("handshake", address, time.monotonic(), detail)
+        match event["event"]:
+            case zmq.EVENT_ACCEPTED:
+                self._arrivals.accepted(event["value"], remote_address(event["value"]))
+            case zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._arrivals.succeeded()
+            case zmq.EVENT_DISCONNECTED:
+                self.disconnected_s = time.monotonic()
+                if refused := self._arrivals.disconnected(event["value"]):
+                    self._refusals.by_address("handshake", refused[0], time.monotonic(), refused[1])
+            case failed:
+                name = zmq.Event(failed).name
+                self._arrivals.failed(f"{name} {event['value']}: not a Starling node, or another key")
 
     def _message(self, envelope: zmq.Frame, first: zmq.Frame, batch: list[Delivery]) -> None:
         peer = self._peers.get(envelope.get(self._name))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import SMALL_LIMITS, model, note
 from structlog.testing import capture_logs
 
+from loopback import SMALL_LIMITS, model, note
 from node.errors import BadFrame, FrameTooLarge, TransportError
 from node.live import frames
 from node.live.buffers import BufferPool

@@ -5,9 +5,9 @@ import socket
 
 import aiohttp
 import pytest
-from faces import PEERS, STATUS, TOKEN, Shown, served
 from prometheus_client.parser import text_string_to_metric_families
 
+from faces import PEERS, STATUS, TOKEN, Shown, served
 from node.errors import ConfigError
 from node.live.http import METRICS_TYPE, HttpServer
 from node.live.metrics import Metrics, Reading

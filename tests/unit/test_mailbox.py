@@ -5,10 +5,10 @@ import weakref
 
 from hypothesis import given
 from hypothesis import strategies as st
-from waits import Keyless, Part, Round, begin, on_the_clock, scenario
 
 from node import mailbox as mailbox_module
 from node.mailbox import Mailbox
+from waits import Keyless, Part, Round, begin, on_the_clock, scenario
 
 # Everybody
 

@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
-from waits import Keyless, Part, Round, begin, on_the_clock, scenario
 
 from node.errors import Deadlock, ProtocolError, Unreachable
 from node.mailbox import Mailbox, describe
+from waits import Keyless, Part, Round, begin, on_the_clock, scenario
 
 # Lost peers
 

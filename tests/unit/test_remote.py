@@ -5,8 +5,8 @@ import json
 
 import pytest
 from aiohttp import web
-from faces import PEERS, STATUS, TOKEN, served
 
+from faces import PEERS, STATUS, TOKEN, served
 from node.cli.main import main
 
 

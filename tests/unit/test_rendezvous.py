@@ -4,8 +4,8 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from loopback import WAIT_S, note
 
+from loopback import WAIT_S, note
 from node.codec import decode
 from node.identity import Identity, Roster
 from node.live.rendezvous import Hello, Rendezvous, Welcome

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from loopback import SMALL_LIMITS, WAIT_S, Party, acquaint, model, note, parts
 
+from loopback import SMALL_LIMITS, WAIT_S, Party, acquaint, model, note, parts
 from node.codec import Limits
 from node.errors import ConfigError, FrameTooLarge, NotAMember, TransportError, Unreachable
 from node.identity import Identity, Roster

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
-from loopback import SMALL_LIMITS, Party, Rogue, acquaint, model, note, small
 from structlog.testing import capture_logs
 
+from loopback import SMALL_LIMITS, Party, Rogue, acquaint, model, note, small
 from node.codec import VERSION
 from node.errors import Unreachable
 from node.identity import Identity, Roster

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loopback import Party, acquaint, model, note
 
+from loopback import Party, acquaint, model, note
 from node.errors import Unreachable
 from node.identity import Identity, Roster
 
