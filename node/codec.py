@@ -141,7 +141,10 @@ def decode_header(header: bytes | memoryview, limits: Limits) -> Header:
     prefix = bytes(header[: 2 + header[1]]) if len(header) > 1 else b""
     layout = _known.get(prefix)
     if layout is None or message_type(layout.kind.wire_name) is not layout.kind:  # a class may be defined anew
-        layout = _named(prefix)
+        try:
+            layout = _named(prefix)
+        except ProtocolError as error:  # a message that this program knows, and that nobody can send
+            raise BadFrame(str(error)) from None
     kind = layout.kind
     try:
         values = layout.decoder.decode(header[len(prefix) :])
@@ -226,6 +229,9 @@ def _laid_out(kind: type[Message]) -> _Layout:
     names = tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
     try:
         hints = get_type_hints(kind, include_extras=True)
+        for name in kind.key_fields:
+            if hints[name] not in (int, str):
+                raise ProtocolError(f"{kind.__qualname__}.{name}: a key field is an int or a str, not {hints[name]}")
         with_refs = [name for name in names if _may_hold_ref(kind, name, hints[name])]
         types_ = tuple[tuple(hints[name] for name in names)] if names else tuple[()]  # type: ignore[misc]
         decoder = msgspec.msgpack.Decoder(types_, ext_hook=_placeholder, dec_hook=_ref_only)

@@ -7,7 +7,8 @@ A protocol cannot tell from its context whether time is real. Whatever takes tim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -104,13 +105,14 @@ class Context:
 
     async def sleep(self, seconds: float) -> None:
         """Let time pass."""
+        _check_wait("sleep", seconds)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._world.clock.post(seconds, _wake, future, Priority.TIMER)
         await future
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Awaitable[None]) -> None:
         """Run ``work`` beside ``run``, until it is done or the whole run is over; its failure is the node's."""
-        self._world.spawn(self, work)
+        self._world.spawn(self, work if asyncio.iscoroutine(work) else _awaiting(work))
 
     # Peers
 
@@ -149,7 +151,7 @@ class Context:
         topology = self._topology(within)
         own, *rest = topology.weights(self.me, round)
         sources = topology.sources(self.me, round)
-        if len(heard) == len(rest):
+        if tuple(heard) == sources:
             return (own, *rest)
         by_peer = dict(zip(sources, rest, strict=True))
         chosen = [by_peer[peer] for peer in heard]
@@ -181,6 +183,7 @@ class Context:
             Unreachable: the peer is gone, or goes before it has answered.
             DeadlineExceeded: no answer within ``timeout_s``.
         """
+        _check_wait("timeout_s", timeout_s)
         if to in self._lost:
             raise Unreachable(f"node {self.me} cannot ask node {to}, which is gone")
         if self._requests is None:
@@ -194,11 +197,13 @@ class Context:
             late = DeadlineExceeded(f"node {to} has not answered node {self.me}'s {message.wire_name} in {timeout_s} s")
             # By number: a timer that held the future would keep the answer's models alive until the deadline.
             self._world.clock.post(timeout_s, self._expire, (number, late), Priority.TIMER)
+        if self._wrapping is None:
+            sending = self._world.send(self, (to,), message, number)
+        else:
+            sending = self._send_wrapped((to,), message, number)
+        # Beside the wait for the answer: solving and queueing count towards the deadline too.
+        self.spawn(_awaiting(sending))
         try:
-            if self._wrapping is None:
-                await self._world.send(self, (to,), message, number)
-            else:
-                await self._send_wrapped((to,), message, number)
             return await future
         finally:
             self._requests.pop(number, None)
@@ -222,6 +227,8 @@ class Context:
             Unreachable: one that is needed is gone.
         """
         slot = _slot(kind, key)
+        if timeout_s is not None:
+            _check_wait("timeout_s", timeout_s)
         if frm is None and quorum is None and timeout_s is None:
             raise ProtocolError(f"collect({kind.__name__}) from anyone never ends: give frm, quorum or timeout_s")
         outcome = self.mailbox.collect(slot, frm, self._lost, timeout_s=timeout_s, quorum=quorum, grace_s=grace_s)
@@ -247,6 +254,8 @@ class Context:
         """
         world = self._world
         workload = world.workload
+        if not workload.shard_size(self.me):
+            raise ProtocolError(f"node {self.me} has no data to train on: its role is not learner")
         if steps is None:
             steps = workload.steps(self.me)
         lr = workload.lr(self._trains)
@@ -292,7 +301,12 @@ class Context:
         return LocalData(self._world, self.me)
 
     def checkpoint(self, **state: Ref | float | str) -> Awaitable[None]:
-        """Keep named Refs and plain values, so that a restarted node can go on from :meth:`restore`."""
+        """Keep named tensors and plain values, so that a restarted node can go on from :meth:`restore`."""
+        for name, value in state.items():
+            if isinstance(value, Ref) and value.spec.names:
+                raise ProtocolError(
+                    f"checkpoint({name}=…) takes tensors; read metrics first, with await ctx.value(ref)"
+                )
         return self._world.save(self, state)
 
     def restore(self) -> Mapping[str, Any] | None:
@@ -369,6 +383,15 @@ def _slot(kind: type[Message], key: Mapping[str, Any]) -> Slot:
         wanted = ", ".join(f"{field}=" for field in fields) or "no key"
         raise ProtocolError(f"collect({kind.__name__}) takes {wanted}; got {sorted(key) or 'none'}")
     return (kind, *[key[field] for field in fields])
+
+
+async def _awaiting(work: Awaitable[None]) -> None:
+    await work
+
+
+def _check_wait(what: str, seconds: float | None) -> None:
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ProtocolError(f"{what}: {seconds} is no time to wait; allowed: 0 or more seconds, None for no limit")
 
 
 def _wake(future: asyncio.Future[None]) -> None:

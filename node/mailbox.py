@@ -14,8 +14,8 @@ from node.clock import Clock, Priority
 from node.errors import ProtocolError, Unreachable
 from node.message import Message, Slot
 
-_MOST_UNCLAIMED = 4_096
-"""Slots that may wait for a ``collect`` that never comes, before the oldest is dropped."""
+_MOST_UNCLAIMED = 256
+"""Slots that one sender may open before anybody collects them: rounds that it may be ahead of us."""
 
 
 def describe(slot: Slot) -> str:
@@ -28,10 +28,23 @@ def describe(slot: Slot) -> str:
 class Box:
     """What has come for one slot, and the one who waits for it."""
 
-    __slots__ = ("awaited", "frm", "future", "gone", "grace_s", "messages", "quorum", "since_s", "slot", "strict")
+    __slots__ = (
+        "awaited",
+        "frm",
+        "future",
+        "gone",
+        "grace_s",
+        "messages",
+        "opener",
+        "quorum",
+        "since_s",
+        "slot",
+        "strict",
+    )
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, opener: int) -> None:
         self.slot = slot
+        self.opener = opener
         self.messages: dict[int, Message] = {}
         self.future: asyncio.Future[dict[int, Any]] | None = None
         """Set while somebody waits; the rest says for what."""
@@ -60,28 +73,30 @@ class Box:
 class Mailbox:
     """One node's undelivered messages and open waits."""
 
-    __slots__ = ("_boxes", "_clock", "_closed", "_newest", "late", "owner")
+    __slots__ = ("_boxes", "_clock", "_closed", "_newest", "_opened", "late", "owner")
 
     def __init__(self, owner: int, clock: Clock) -> None:
         self.owner = owner
         self.late = 0
-        """Messages dropped because their key had been collected already."""
+        """Messages dropped: their key had been collected already, or their sender had too many unclaimed ones."""
         self._clock = clock
         self._boxes: dict[Slot, Box] = {}
         self._newest: Box | None = None
         """The box opened last, where it is still open: most messages are for it, and finding it costs no hashing."""
+        self._opened: dict[int, int] = {}
+        """How many boxes each sender has opened that nobody has collected."""
         self._closed: dict[type[Message], tuple[Any, ...]] = {}
 
     def put(self, sender: int, message: Message) -> None:
         """Take in a message; may end a wait. A newer one of the same sender and slot takes the older one's place."""
         box = self._newest
         if box is None or box.slot != message.slot:
-            box = self._boxes.get(message.slot) or self._open(message.slot)
+            box = self._boxes.get(message.slot) or self._open(message.slot, sender)
             if box is None:
                 self.late += 1
                 return
         messages = box.messages
-        if box.future is None or sender in messages:
+        if box.future is None or sender in messages or box.future.cancelled():
             messages[sender] = message
             return
         messages[sender] = message
@@ -91,15 +106,19 @@ class Mailbox:
             if box.awaited == 0 or (box.quorum is not None and box.heard() >= box.quorum):
                 self._satisfied(box)
 
-    def _open(self, slot: Slot) -> Box | None:
-        """A new box; None where the slot has been collected already, so that what comes for it is late."""
+    def _open(self, slot: Slot, opener: int) -> Box | None:
+        """A new box; None where the slot has been collected already, or where its opener has too many open."""
         closed = self._closed.get(slot[0])
-        if closed is not None and slot[1:] <= closed:
+        try:
+            if closed is not None and slot[1:] <= closed:
+                return None
+        except TypeError as error:
+            raise ProtocolError(f"{slot[0].__name__}: keys of one kind cannot be ordered: {error}") from error
+        opened = self._opened.get(opener, 0)
+        if opened >= _MOST_UNCLAIMED and opener != self.owner:
             return None
-        if len(self._boxes) >= _MOST_UNCLAIMED:
-            self._boxes.pop(next(old for old, box in self._boxes.items() if box.future is None))
-            self.late += 1
-        box = self._newest = self._boxes[slot] = Box(slot)
+        self._opened[opener] = opened + 1
+        box = self._newest = self._boxes[slot] = Box(slot, opener)
         return box
 
     def collect(
@@ -113,7 +132,9 @@ class Mailbox:
         grace_s: float,
     ) -> Awaitable[dict[int, Any]] | dict[int, Any]:
         """Begin a wait: the result where it is over already, otherwise an awaitable for it."""
-        box = self._boxes.get(slot) or self._open(slot)
+        box = self._boxes.get(slot) or self._open(slot, self.owner)
+        if box is not None and box.future is not None and box.future.cancelled():
+            box = self._anew(box)
         if box is None or box.future is not None:
             why = "again" if box is None else "twice at once"
             raise ProtocolError(f"node {self.owner} collects {describe(slot)} {why}; a key is collected once, rising")
@@ -134,6 +155,13 @@ class Mailbox:
             self._clock.post(grace_s, self._finish, box, Priority.TIMER)
         return box.future
 
+    def _anew(self, box: Box) -> Box:
+        """A box for the next wait, where whoever waited has given up; timers of the old one find nothing to end."""
+        new = self._boxes[box.slot] = Box(box.slot, box.opener)
+        new.messages = box.messages
+        self._newest = new if self._newest is box else self._newest
+        return new
+
     def _missing(self, box: Box, frm: Sequence[int], lost: Sequence[int]) -> int:
         """How many of ``frm`` may still come."""
         if not box.messages and not lost:
@@ -152,7 +180,7 @@ class Mailbox:
             self._finish(box)
 
     def _finish(self, box: Box) -> None:
-        if self._boxes.get(box.slot) is not box:
+        if self._boxes.get(box.slot) is not box or box.future is None or box.future.cancelled():
             return
         self._close(box.slot)
         future, box.future = box.future, None
@@ -160,8 +188,13 @@ class Mailbox:
             future.set_result(box.empty())
 
     def _close(self, slot: Slot) -> None:
-        if self._boxes.pop(slot) is self._newest:
+        box = self._boxes.pop(slot)
+        if box is self._newest:
             self._newest = None
+        if self._opened[box.opener] == 1:
+            del self._opened[box.opener]
+        else:
+            self._opened[box.opener] -= 1
         if len(slot) > 1:
             self._closed[slot[0]] = slot[1:]
 
@@ -181,7 +214,7 @@ class Mailbox:
                 self._finish(box)
 
     def _waiting(self) -> list[Box]:
-        return [box for box in self._boxes.values() if box.future is not None]
+        return [box for box in self._boxes.values() if box.future is not None and not box.future.cancelled()]
 
     def _unreachable(self, box: Box, peer: int) -> Unreachable:
         return Unreachable(

@@ -43,15 +43,18 @@ class Protocol:
         """A protocol's own options: keys of the ``[protocol]`` table."""
 
     handlers: ClassVar[Mapping[type[Message], Callable[..., Message | None]]] = {}
+    uses_topology: ClassVar[bool] = True
+    """Whether it asks the context for neighbours; where not, the experiment's topology need not exist."""
     config: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        handlers = dict(cls.handlers)
-        for method in vars(cls).values():
+        # By name, so that a subclass that overrides a handler without marking it again still handles the message.
+        names = {kind: method.__name__ for kind, method in cls.handlers.items()}
+        for name, method in vars(cls).items():
             if kind := getattr(method, "_handles", None):
-                handlers[kind] = method
-        cls.handlers = handlers
+                names[kind] = name
+        cls.handlers = {kind: getattr(cls, name) for kind, name in names.items()}
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = self.Config() if config is None else config

@@ -48,7 +48,8 @@ class Recorder:
     def add(self, time_s: float, node: int, round: int, fields: Mapping[str, Ref | float]) -> None:
         """Take in one node's round. A Ref must be of metrics or of a single number."""
         if round % self._every:
-            self._skipped[node] = (time_s, round, fields)
+            _, last, before = self._skipped.get(node, (0.0, round, {}))
+            self._skipped[node] = (time_s, round, {**before, **fields} if last == round else fields)
             return
         self._skipped.pop(node, None)
         self._keep(time_s, node, round, fields)

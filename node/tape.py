@@ -61,6 +61,11 @@ class Tape:
         if len(self._block) >= _BLOCK_FIELDS:
             self._flush()
 
+    def flush_when_full(self) -> None:
+        """To be called now and then by whoever uses :attr:`take`."""
+        if len(self._block) >= _BLOCK_FIELDS:
+            self._flush()
+
     def _flush(self) -> None:
         data = array("d", self._block).tobytes()
         self._noted += len(self._block) // _FIELDS

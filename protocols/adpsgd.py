@@ -39,7 +39,8 @@ class ADPSGD(Protocol):
             trained = await ctx.train(start)
             self.model = ctx.apply(shift, self.model, trained, start)
             await self.exchange_with_one(ctx, round)
-            ctx.record(round=round, accuracy=ctx.evaluate(self.model))
+            metrics = ctx.evaluate(self.model)
+            ctx.record(round=round, accuracy=metrics, loss=metrics)
         return self.model
 
     async def exchange_with_one(self, ctx: Context, round: int) -> None:
@@ -54,7 +55,8 @@ class ADPSGD(Protocol):
         except (Unreachable, DeadlineExceeded) as error:
             ctx.log.info("exchange failed", peer=peer, round=round, reason=str(error))
             return
-        self.model = ctx.apply(shift, self.model, answer.model, sent, by=0.5)
+        if isinstance(answer, Exchange):
+            self.model = ctx.apply(shift, self.model, answer.model, sent, by=0.5)
 
     @on(Exchange)
     def answer(self, ctx: Context, sender: int, message: Exchange) -> Exchange:

@@ -38,5 +38,6 @@ class DPSGD(Protocol):
                 Model, frm=ctx.sources(round), timeout_s=self.config.deadline_s or None, round=round
             )
             model = ctx.mix([model, *(m.model for m in heard.values())], ctx.weights(heard, round))
-            ctx.record(round=round, accuracy=ctx.evaluate(model))
+            metrics = ctx.evaluate(model)
+            ctx.record(round=round, accuracy=metrics, loss=metrics)
         return model

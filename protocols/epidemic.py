@@ -25,6 +25,8 @@ class Model(Message, name="epidemic/model/1", key=("round",)):
 class Epidemic(Protocol):
     """Randomized gossip; uniform average over a node and those it heard."""
 
+    uses_topology = False
+
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
 
@@ -60,7 +62,8 @@ class Epidemic(Protocol):
             model = await ctx.train(model)
             heard = await self.exchange(ctx, Model(round=round, model=model))
             model = ctx.mix([model, *(m.model for m in heard.values())])
-            ctx.record(round=round, accuracy=ctx.evaluate(model))
+            metrics = ctx.evaluate(model)
+            ctx.record(round=round, accuracy=metrics, loss=metrics)
         return model
 
     async def exchange(self, ctx: Context, message: Model) -> dict[int, Model]:

@@ -61,6 +61,8 @@ def adaptive_step(model: Any, mean: Any, square: Any, *, lr: float, tau: float) 
 class FedAvg(Protocol):
     """Rounds of: the server samples clients, they train its model, it averages what comes back."""
 
+    uses_topology = False
+
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
 
@@ -117,13 +119,15 @@ class FedAvg(Protocol):
     async def serve(self, ctx: Context) -> Ref:
         """The server: all rounds, then the result to everybody."""
         model = ctx.initial_model()
-        self.mean = ctx.apply(filled, model, by=0.0)
-        self.square = ctx.apply(filled, model, by=self.config.tau**2)
+        if self.config.server == "adam":
+            self.mean = ctx.apply(filled, model, by=0.0)
+            self.square = ctx.apply(filled, model, by=self.config.tau**2)
         for round in range(self.config.rounds):
             updates = await self.round(ctx, round, model)
             if updates:
                 model = self.step(ctx, model, average(ctx, updates))
-            ctx.record(round=round, accuracy=ctx.evaluate(model), clients=len(updates))
+            metrics = ctx.evaluate(model)
+            ctx.record(round=round, accuracy=metrics, loss=metrics, clients=len(updates))
         await ctx.send(ctx.peers(), Assignment(round=self.config.rounds, model=model, last=True))
         return model
 
@@ -136,7 +140,8 @@ class FedAvg(Protocol):
             raise ProtocolError("fedavg: every client is gone; nothing is left to average")
         await ctx.send(clients, Assignment(round=round, model=model))
         quorum = sample if sample and self.config.over_select else None
-        return await ctx.collect(Update, frm=clients, quorum=quorum, timeout_s=deadline_s, round=round)
+        heard = await ctx.collect(Update, frm=clients, quorum=quorum, timeout_s=deadline_s, round=round)
+        return {client: update for client, update in heard.items() if update.samples > 0}
 
     def step(self, ctx: Context, model: Ref, mean: Ref) -> Ref:
         """The next global model, from the current one and the clients' average."""

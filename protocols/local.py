@@ -8,6 +8,8 @@ from node import Context, Protocol, Ref
 class Local(Protocol):
     """Train, and never talk."""
 
+    uses_topology = False
+
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
 
@@ -21,5 +23,6 @@ class Local(Protocol):
         model = ctx.initial_model()
         for round in range(self.config.rounds):
             model = await ctx.train(model)
-            ctx.record(round=round, accuracy=ctx.evaluate(model))
+            metrics = ctx.evaluate(model)
+            ctx.record(round=round, accuracy=metrics, loss=metrics)
         return model

@@ -52,5 +52,6 @@ class PushSum(Protocol):
             mass = ctx.mix([s.model for s in shares], weights=[1.0] * len(shares))
             weight = sum(s.weight for s in shares)
             estimate = ctx.apply(scale, mass, by=1.0 / weight)
-            ctx.record(round=round, accuracy=ctx.evaluate(estimate))
+            metrics = ctx.evaluate(estimate)
+            ctx.record(round=round, accuracy=metrics, loss=metrics)
         return estimate

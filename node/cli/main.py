@@ -73,6 +73,8 @@ def run(
 
     overrides = [*(sets or []), *([f"clock={clock.value}"] if clock else [])]
     if check_determinism:
+        if as_json or out:
+            raise ConfigError("--check-determinism writes nothing and prints one line; leave out --json and --out")
         typer.echo(running.check_determinism(experiment, overrides))
         return
     summary, folder = running.run(experiment, overrides, out, quiet=quiet or as_json)
@@ -141,7 +143,13 @@ def report(
     from node.cli.report import comparison_table, write_report
     from node.cli.runs import load_run
 
-    loaded = [load_run(folder) for folder in runs]
+    folders = [folder for folder in runs if (folder / "summary.json").exists()] or runs
+    for folder in runs:
+        if folder not in folders:
+            typer.echo(f"starling: {folder}: left out, not a run's folder", err=True)
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.resolve().parent}")
+    loaded = [load_run(folder) for folder in folders]
     write_report(loaded, out)
     Console().print(comparison_table(loaded))
     typer.echo(f"report: {out}")
@@ -195,7 +203,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(FAILED)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _complain(StarlingError(f"{error.filename or 'output'}: {error.strerror or error}"))
+            sys.exit(FAILED)
         # The reader of our output has gone (`starling list | head`): not our failure, and not worth a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)

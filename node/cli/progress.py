@@ -32,11 +32,14 @@ class Progress:
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._bar: Bar | None = None
-        self._last_line_s = time.monotonic()
-        self._rows = 0
+        self._started_s = self._last_line_s = time.monotonic()
 
     def __enter__(self) -> Self:
-        if not self._quiet and self._console.is_terminal:
+        return self
+
+    def _start(self) -> None:
+        """Begin to draw. Not before there is something to show: the bar has a thread, and nodes are forked without."""
+        if self._bar is None and self._console.is_terminal:
             self._bar = Bar(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
@@ -50,12 +53,9 @@ class Progress:
                 transient=True,
             )
             self._bar.start()
-            self._started_s = time.monotonic()
             self._task = self._bar.add_task(
                 f"{self._name}, {self._nodes} nodes", total=self._rounds, accuracy="", rate=""
             )
-        self._started_s = time.monotonic()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -65,9 +65,12 @@ class Progress:
 
     def update(self, time_s: float, recorder: Recorder) -> None:
         """Show how far the run is. Cheap enough to be called often: it looks at the numbers a few times a second."""
+        if self._quiet:
+            return
+        self._start()
         now = time.monotonic()
         every_s = 0.2 if self._bar is not None else _LINE_EVERY_S
-        if self._quiet or now - self._last_line_s < every_s:
+        if now - self._last_line_s < every_s:
             return
         self._last_line_s = now
         rounds = recorder.rounds()

@@ -108,7 +108,7 @@ def _record(experiment: str, overrides: Sequence[str], tapes: Sequence[Path]) ->
     """Simulate once for each tape, all at the same time."""
     runs = []
     for hash_seed, tape in enumerate(tapes):
-        command = [sys.executable, "-m", "node.cli.tape", experiment, str(tape), *overrides]
+        command = [sys.executable, "-P", "-m", "node.cli.tape", experiment, str(tape), *overrides]
         environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
         runs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     complaints = [run.communicate()[1].strip() for run in runs]

@@ -49,12 +49,14 @@ def load(experiment: str, sets: Iterable[str] = (), environ: Mapping[str, str] |
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
-    _make_paths_absolute(values, Path(source).parent if Path(source).is_file() else None)
+    if Path(source).is_file():
+        _make_paths_absolute(values, Path(source).parent)
     for key, value in _from_environment(environ or {}):
         _put(values, key, value, f"environment {_PREFIX}{'__'.join(key).upper()}")
     for override in sets:
         key, value = _from_flag(override)
         _put(values, key, value, f"--set {override}")
+    _make_paths_absolute(values, Path.cwd())
     return validated(values, source)
 
 
@@ -113,10 +115,8 @@ def _read(experiment: str) -> tuple[str, str]:
     return experiment, entry.read_text(encoding="utf-8")
 
 
-def _make_paths_absolute(values: dict[str, Any], folder: Path | None) -> None:
-    """Paths in a file are relative to the file, so that it means the same from everywhere."""
-    if folder is None:
-        return
+def _make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
+    """Paths in a file are relative to it, others to the current folder: a run's copy means the same from everywhere."""
     for table, key in (("topology", "path"), ("data", "name")):
         section = values.get(table)
         if isinstance(section, dict) and isinstance(name := section.get(key), str) and name:

@@ -51,7 +51,7 @@ def by_path(use: str, key: str) -> Any:
     """What ``module:name`` is, from the Python path or the current folder. Raises ConfigError where there is none."""
     module_name, _, name = use.partition(":")
     if "" not in sys.path:
-        sys.path.insert(0, "")  # a command that pip installs does not look in the current folder by itself
+        sys.path.append("")  # a command that pip installs does not look in the current folder by itself
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:

@@ -21,7 +21,7 @@ from node.experiment.virtual import Progress, peak_rss_bytes
 from node.identity import Card, Identity, Roster
 from node.learn import tensors
 from node.live import supervisor
-from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop
+from node.live.channel import Alive, Begin, Channel, Failed, Finished, Measured, Shown, Stop, Work
 from node.live.checkpoints import Checkpoints
 from node.live.transport import Transport
 from node.op import Value
@@ -29,6 +29,7 @@ from node.record import Recorder, Row
 from node.world import cannot_go_on
 
 _TELL_EVERY_S = 0.25
+_ALIVE_EVERY_S = 2.0
 
 
 def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str], None]) -> Result:
@@ -40,12 +41,13 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
     """
     started_s = time.monotonic()
     result = Result(Recorder())
-    _warm_up(setup)
     network = f"{setup.config.name}-{secrets.token_hex(8)}"
-    children = supervisor.fork_all(
-        setup.config.nodes, lambda node, end: _child(setup, network, node, end), folder / "logs"
-    )
+    children: list[supervisor.Child] = []
     try:
+        _warm_up(setup)
+        children = supervisor.fork_all(
+            setup.config.nodes, lambda node, end: _child(setup, network, node, end), folder / "logs"
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_supervise(setup, children, result, progress, note))
     except KeyboardInterrupt:
@@ -114,11 +116,12 @@ def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> N
         result.time_s = max(said.time_s for said in reports)
     result.events = sum(said.events for said in reports)
     result.tape = b"".join(said.tape for said in reports)
-    result.tasks = sum(said.tasks for said in reports)
+    work = [child.finished or child.work for child in children]
+    result.tasks = sum(said.tasks for said in work)
     result.batched_calls = sum(said.batches for said in reports)
     result.forced_solves = sum(said.forced_solves for said in reports)
-    result.messages = sum(said.messages for said in reports)
-    result.bytes_sent = sum(said.bytes_sent for said in reports)
+    result.messages = sum(said.messages for said in work)
+    result.bytes_sent = sum(said.bytes_sent for said in work)
     result.peak_rss_bytes = peak_rss_bytes() + sum(said.private_bytes for said in reports)
 
 
@@ -155,7 +158,8 @@ async def _take_part(setup: Setup, network: str, node: int, end: socket.socket) 
         rows = [(*row,) for row in recorder.rows(sent_rows, recorder.settled)]
         sent_rows = recorder.settled
         if rows:
-            channel.say(Measured(rows))
+            work = Work(participant.world.graph.recorded, participant.world.messages, participant.world.bytes_sent)
+            channel.say(Measured(rows, work))
 
     participant = Participant(setup, node, checkpoints=Checkpoints(None), on_settled=settled)
     world = participant.world
@@ -163,6 +167,7 @@ async def _take_part(setup: Setup, network: str, node: int, end: socket.socket) 
     transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose, on_back=world.regain)
     transport.start()
     orders = asyncio.create_task(_obey(channel, main))
+    alive = asyncio.create_task(_say_alive(channel))
     try:
         channel.say(Shown(identity.card(node, transport.address, network).to_bytes()))
         begin = await orders
@@ -181,10 +186,17 @@ async def _take_part(setup: Setup, network: str, node: int, end: socket.socket) 
         return 0
     finally:
         orders.cancel()
+        alive.cancel()
         await transport.close()
-        await world.close()
+        await world.close(wait=False)  # a node that is to end must not wait for a long training
         await channel.close()
     return 0
+
+
+async def _say_alive(channel: Channel) -> None:
+    while True:
+        channel.say(Alive())
+        await asyncio.sleep(_ALIVE_EVERY_S)
 
 
 async def _obey(channel: Channel, main: asyncio.Task[int]) -> Begin | None:

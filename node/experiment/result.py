@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from node.errors import ConfigError
+from node.errors import ConfigError, StoreError
 from node.experiment.loading import digest
 from node.experiment.setup import Setup
 from node.learn.tensors import save_model
@@ -22,6 +22,7 @@ from node.record import Recorder, spread
 from node.tape import events_of
 
 SCHEMA = 1
+_FILES = ("summary.json", "experiment.toml", "metrics.parquet", "events.jsonl", "report.html")
 
 
 @dataclass
@@ -107,6 +108,8 @@ def run_folder(out: Path | None, name: str) -> Path:
         probe = out / ".writable"
         probe.touch()
         probe.unlink()
+        for stale in [*map(out.joinpath, _FILES), *(out / "models").glob("*.safetensors")]:
+            stale.unlink(missing_ok=True)  # what an earlier run left must not pass for this one's
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written to: {error.strerror or error}") from None
     return out
@@ -115,8 +118,24 @@ def run_folder(out: Path | None, name: str) -> Path:
 def write_run(
     folder: Path, setup: Setup, result: Result, report: Callable[[Path], None] | None = None
 ) -> dict[str, Any]:
-    """Write everything that a run leaves behind; gives the summary."""
+    """Write everything that a run leaves behind, what matters most first; gives the summary.
+
+    Raises:
+        StoreError: the folder takes no more.
+    """
+    try:
+        summary = _write(folder, setup, result)
+        if report is not None:
+            report(folder)
+    except OSError as error:
+        raise StoreError(f"{folder}: the results cannot all be written: {error.strerror or error}") from error
+    return summary
+
+
+def _write(folder: Path, setup: Setup, result: Result) -> dict[str, Any]:
     config = setup.config
+    summary = result.summary(setup)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     text = tomli_w.dumps(config.model_dump(exclude_none=True, mode="json"))
     (folder / "experiment.toml").write_text(f"# hash = {digest(config)}\n{text}", encoding="utf-8")
     result.recorder.write(folder / "metrics.parquet")
@@ -127,10 +146,6 @@ def write_run(
     if config.record.events:
         with (folder / "events.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(event.json() + "\n" for event in sorted(events_of(result.tape), key=lambda e: e.time_s))
-    summary = result.summary(setup)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    if report is not None:
-        report(folder)
     return summary
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from node.config import ExperimentConfig, ModSection
+from node.config import ExperimentConfig, ModSection, TopologySection
 from node.errors import ConfigError
 from node.experiment.loading import explain
 from node.experiment.plugins import by_path, find
@@ -63,7 +63,8 @@ def prepare(config: ExperimentConfig) -> Setup:
     roles = protocol.roles(config.nodes)
     for section in protocol.topologies(options):
         build(section, config.nodes, config.seed)
-    topology = build(config.topology, config.nodes, config.seed)
+    section = config.topology if protocol.uses_topology else TopologySection(kind="star")
+    topology = build(section, config.nodes, config.seed)
     mods = tuple(_mod(section, i, config.nodes) for i, section in enumerate(config.mods))
     if ":" in config.model.name:
         by_path(config.model.name, "model.name")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from node.errors import ComputeError, Corrupt, Missing
+from node.errors import ComputeError, Corrupt, Missing, StoreError
 from node.learn.models import Model
 from node.op import Spec
 
@@ -42,6 +42,8 @@ def save_model(path: Path, model: Model, flat: Tensor) -> None:
     try:
         save_file(parts, temporary, metadata={"model": model.name})
         temporary.replace(path)
+    except SafetensorError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -17,10 +17,23 @@ class Shown(msgspec.Struct, tag="shown"):
     card: bytes
 
 
+class Work(msgspec.Struct):
+    """What a node has done so far."""
+
+    tasks: int = 0
+    messages: int = 0
+    bytes_sent: int = 0
+
+
 class Measured(msgspec.Struct, tag="measured"):
-    """Rows of a node's metrics: time_s, node, round, metric, value."""
+    """Rows of a node's metrics: time_s, node, round, metric, value; and the work that they took so far."""
 
     rows: list[tuple[float, int, int, str, float]]
+    work: Work = msgspec.field(default_factory=Work)
+
+
+class Alive(msgspec.Struct, tag="alive"):
+    """A node's event loop turns; said every few seconds."""
 
 
 class Finished(msgspec.Struct, tag="finished"):
@@ -54,7 +67,7 @@ class Stop(msgspec.Struct, tag="stop"):
     """End now, in order."""
 
 
-Said: TypeAlias = Shown | Measured | Finished | Failed | Begin | Stop
+Said: TypeAlias = Shown | Measured | Alive | Finished | Failed | Begin | Stop
 _decoder = msgspec.msgpack.Decoder(Said)
 
 

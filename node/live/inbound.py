@@ -175,13 +175,21 @@ class Inbound:
             owed = 0
         self._owed[peer] = owed
 
+    def refuse_content(self, peer: int, detail: str) -> None:
+        """A message that was read whole is no good: its sender pays as for a bad frame."""
+        if self._refusals.by_peer("content", peer, time.monotonic(), detail):
+            self._ban(peer)
+
     def _refuse(self, peer: int, error: TransportError, envelope: zmq.Frame) -> None:
         reason = "too_large" if isinstance(error, FrameTooLarge) else getattr(error, "reason", "malformed")
         if self._refusals.by_peer(reason, peer, time.monotonic(), str(error)):
-            self.banned.add(peer)
-            self._receiver.forget(peer)
-            self._links.lose(peer)
+            self._ban(peer)
             _cut(envelope)
+
+    def _ban(self, peer: int) -> None:
+        self.banned.add(peer)
+        self._receiver.forget(peer)
+        self._links.lose(peer)
 
 
 def _cut(envelope: zmq.Frame) -> None:

@@ -29,6 +29,10 @@ class Welcome(Message, name="starling/welcome/1"):
     """It can."""
 
 
+_MOST_EARLY = 4_096
+"""Messages that are kept for a world that has not begun yet."""
+
+
 class Rendezvous:
     """Stands between a transport and a world; the transport calls :meth:`receive`, :meth:`lose` and :meth:`regain`."""
 
@@ -36,7 +40,7 @@ class Rendezvous:
         self.transport: Transport | None = None
         self._absent = dict.fromkeys(sorted(peers))
         self._early: list[tuple[int, Header, list[memoryview]]] = []
-        self._receive: Receive = lambda *message: self._early.append(message)
+        self._receive: Receive = self._keep
         self._lose: Lose | None = None
         self._regain: Lose = lambda peer: None
         self._saying: set[asyncio.Task[None]] = set()
@@ -57,6 +61,10 @@ class Rendezvous:
         early, self._early = self._early, []
         for message in early:
             receive(*message)
+
+    def _keep(self, sender: int, header: Header, buffers: list[memoryview]) -> None:
+        if len(self._early) < _MOST_EARLY:
+            self._early.append((sender, header, buffers))
 
     def receive(self, sender: int, header: Header, buffers: list[memoryview]) -> None:
         """Take in what a peer says."""

@@ -16,13 +16,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from node.errors import ConfigError
-from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop
+from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop, Work
 
+_ENDING = {signal.SIGINT, signal.SIGTERM}
 _STOP_S = 5.0
 """Longest wait for a node to end in order before it is killed."""
 
@@ -41,11 +42,18 @@ class Child:
     channel: Channel | None = None
     card: bytes | None = None
     finished: Finished | None = None
+    work: Work = field(default_factory=Work)
+    """What it had done when it last said so."""
+    heard_s: float = field(default_factory=time.monotonic)
+    verdict: str | None = None
+    """Why it was ended by us."""
     status: int | None = None
     """How it ended, as ``os.waitstatus_to_exitcode`` says it."""
 
     def how(self) -> str:
         """The end of a child that should not have ended, in words."""
+        if self.verdict is not None:
+            return self.verdict
         if self.status is not None and self.status < 0:
             return f"was killed by {signal.Signals(-self.status).name}"
         last = _last_line(self.log)
@@ -58,10 +66,18 @@ def fork_all(nodes: int, main: ChildMain, logs: Path) -> list[Child]:
     Raises:
         ConfigError: this machine does not take so many processes.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        for node in range(nodes):  # all before any child: the last one to end takes the folder with it
+            (logs / f"node-{node}.log").touch()
+    except OSError as error:
+        raise ConfigError(f"--out: {logs} cannot be made: {error.strerror}") from error
     gc.collect()
     gc.freeze()
     children: list[Child] = []
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, _ENDING
+    )  # an interrupt waits until parent and child know who they are
     try:
         for node in range(nodes):
             log = logs / f"node-{node}.log"
@@ -80,6 +96,7 @@ def fork_all(nodes: int, main: ChildMain, logs: Path) -> list[Child]:
         raise
     finally:
         gc.unfreeze()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return children
 
 
@@ -102,9 +119,11 @@ def _become(node: int, main: ChildMain, end: socket.socket, log: Path) -> NoRetu
     """In the child: leave the parent's signals and output behind, run, and never return."""
     status = 1
     try:
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # whatever has taken their place draws on the terminal
         parent = os.getppid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the supervisor decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -118,7 +137,16 @@ def _become(node: int, main: ChildMain, end: socket.socket, log: Path) -> NoRetu
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        _tidy_up(log)
         os._exit(status)
+
+
+def _tidy_up(log: Path) -> None:
+    """Leave no log that nobody wrote to, and no folder without a log."""
+    with contextlib.suppress(OSError):
+        if not log.stat().st_size:
+            log.unlink()
+        log.parent.rmdir()
 
 
 def end_all(children: Iterable[Child]) -> None:
@@ -131,11 +159,7 @@ def end_all(children: Iterable[Child]) -> None:
                 os.kill(child.pid, signal.SIGKILL)
     for child in children:
         _reap(child, wait=True)
-        if child.log.exists() and not child.log.stat().st_size:
-            child.log.unlink()
-    for folder in {child.log.parent for child in children}:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+        _tidy_up(child.log)
 
 
 def _reap(child: Child, wait: bool) -> bool:
@@ -156,6 +180,7 @@ class Supervisor:
     Args:
         on_measured: takes the rows of a node's metrics.
         on_lost: told of a node that died, and how; the others go on where their protocol can.
+        silence_s: how long a node may say nothing, not even that it is alive, before it is killed.
     """
 
     def __init__(
@@ -163,10 +188,12 @@ class Supervisor:
         children: list[Child],
         on_measured: Callable[[Measured], None],
         on_lost: Callable[[int, str], None],
+        silence_s: float = 30.0,
     ) -> None:
         self._children = children
         self._on_measured = on_measured
         self._on_lost = on_lost
+        self._silence_s = silence_s
         self._shown = asyncio.Event()
         self._over = asyncio.Event()
         self._stopping = False
@@ -177,6 +204,7 @@ class Supervisor:
     async def run(self) -> None:
         """Bring the nodes together and wait until every one that lives has finished, or one cannot go on."""
         listeners = []
+        guard = asyncio.create_task(self._guard())
         try:
             for child in self._children:
                 child.channel = await Channel.over(child.end)
@@ -190,7 +218,17 @@ class Supervisor:
                     channel.say(Begin(cards))
                 await self._over.wait()
         finally:
+            guard.cancel()
             await self._stop(listeners)
+
+    async def _guard(self) -> None:
+        """Kill the nodes that do not answer: a stopped process would keep the run for ever."""
+        while True:
+            await asyncio.sleep(min(1.0, self._silence_s / 4))
+            for child in self._children:
+                if child.status is None and time.monotonic() - child.heard_s > self._silence_s:
+                    child.verdict = f"did not answer for {self._silence_s:g} s and was killed"
+                    os.kill(child.pid, signal.SIGKILL)
 
     def _channels(self) -> Iterator[Channel]:
         for child in self._children:
@@ -206,11 +244,13 @@ class Supervisor:
     async def _listen(self, child: Child) -> None:
         assert child.channel is not None
         while (said := await child.channel.hear()) is not None:
+            child.heard_s = time.monotonic()
             if isinstance(said, Shown):
                 child.card = said.card
                 if all(other.card is not None for other in self._children):
                     self._shown.set()
             elif isinstance(said, Measured):
+                child.work = said.work
                 self._on_measured(said)
             elif isinstance(said, Finished):
                 child.finished = said

@@ -137,6 +137,11 @@ class Transport:
         account.accepted_bytes += encoded.size_bytes
         io.poll.post(self._enqueue, to, encoded, keep)
 
+    def refuse(self, peer: int, detail: str) -> None:
+        """Hold a message against its sender whose content was wrong, as if its frame had been."""
+        io = self._running()
+        io.poll.post(io.inbound.refuse_content, peer, detail)
+
     def counters(self) -> Counters:
         """What has passed so far."""
         io = self._running()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -25,6 +26,12 @@ from node.solver import Executor, Plan, explain
 from node.tape import EventKind, Tape
 from node.topology import Topology, build
 from node.world import Workload
+
+_MOST_ANSWERS = 64
+"""Answers to one peer that may wait to be solved and sent."""
+
+_MOST_EARLY = 4_096
+"""Events that are kept for a protocol that has not begun yet."""
 
 
 class Tensors(NamedTuple):
@@ -81,10 +88,10 @@ class LiveWorld:
         self._on_settled = on_settled
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="solve")
         self._solving = asyncio.Lock()
+        self._answering: Counter[int] = Counter()
         self._topologies: dict[TopologySection, Topology] = {}
         self._context: Context | None = None
-        self._early: list[tuple[int, Message, int, int]] = []
-        self._lost_early: list[int] = []
+        self._early: list[Callable[[Context], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Fails when a handler, a mod or spawned work does, also after ``run`` has ended."""
@@ -113,18 +120,19 @@ class LiveWorld:
 
     def _open(self, ctx: Context) -> None:
         self._context = ctx
-        for peer in self._lost_early:
-            ctx.lose(peer)
-        for sender, message, request, reply in self._early:
-            ctx.deliver(sender, message, request, reply)
-        self._early.clear()
+        early, self._early = self._early, []
+        for event in early:
+            event(ctx)
 
-    async def close(self) -> None:
-        """End the work beside ``run``, and the worker thread."""
+    async def close(self, wait: bool = True) -> None:
+        """End the work beside ``run``, and the worker thread.
+
+        An op cannot be interrupted: without ``wait`` the thread ends after this, or with the process.
+        """
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._worker.shutdown(wait=wait, cancel_futures=True)
         if self.failure.done():
             self.failure.exception()
 
@@ -138,14 +146,20 @@ class LiveWorld:
             message = codec.decode(header, buffers, self._received)
         except TransportError as error:
             self.refused_messages += 1
-            if self._context is not None:
-                self._context.log.warning("message refused", peer=sender, reason=str(error))
+            if self.transport is not None:
+                self.transport.refuse(sender, str(error))
             return
         self.tape.note(self.clock.time(), EventKind.DELIVERED, self.me, sender, header.size_bytes)
-        if self._context is None:
-            self._early.append((sender, message, header.request, header.reply))
+        self._when_begun(lambda ctx: self._deliver(ctx, sender, message, header.request, header.reply))
+
+    def _when_begun(self, event: Callable[[Context], None]) -> None:
+        """Let something happen to the context: now, or in its turn once there is one."""
+        if self._context is not None:
+            event(self._context)
+        elif len(self._early) < _MOST_EARLY:
+            self._early.append(event)
         else:
-            self._deliver(self._context, sender, message, header.request, header.reply)
+            self.refused_messages += 1
 
     def _deliver(self, ctx: Context, sender: int, message: Message, request: int, reply: int) -> None:
         try:
@@ -167,17 +181,11 @@ class LiveWorld:
     def lose(self, peer: int) -> None:
         """A peer has gone."""
         self.tape.note(self.clock.time(), EventKind.LOST, self.me, peer)
-        if self._context is None:
-            self._lost_early.append(peer)
-        else:
-            self._context.lose(peer)
+        self._when_begun(lambda ctx: ctx.lose(peer))
 
     def regain(self, peer: int) -> None:
         """A peer that had gone is there again."""
-        if self._context is not None:
-            self._context.regain(peer)
-        elif peer in self._lost_early:
-            self._lost_early.remove(peer)
+        self._when_begun(lambda ctx: ctx.regain(peer))
 
     # Solving
 
@@ -225,13 +233,19 @@ class LiveWorld:
         self.tape.note(self.clock.time(), EventKind.TRAINED, self.me)
         return model
 
-    async def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> None:
-        """Solve what the message refers to, and queue it for each peer."""
-        await self._transmit(ctx, to, message, request, 0)
+    def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> Awaitable[None]:
+        """Solve what the message refers to, and queue it for each peer; goes on whether or not it is awaited."""
+        return self._begin(self._transmit(ctx, to, message, request, 0))
 
     def answer(self, ctx: Context, to: int, message: Message, reply: int) -> None:
-        """Send an answer beside whatever goes on."""
-        self.spawn(ctx, self._transmit(ctx, (to,), message, 0, reply))
+        """Send an answer beside whatever goes on; a peer that asks for more than it takes gets no more answers."""
+        if self._answering[to] >= _MOST_ANSWERS:
+            self.refused_messages += 1
+            ctx.log.warning("request not answered", peer=to, message=message.wire_name, unsent=self._answering[to])
+            return
+        self._answering[to] += 1
+        task = self._begin(self._transmit(ctx, (to,), message, 0, reply))
+        task.add_done_callback(lambda _: self._answering.subtract((to,)))
 
     async def _transmit(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
         refs = codec.refs(message)
@@ -277,9 +291,13 @@ class LiveWorld:
 
     def spawn(self, ctx: Context, work: Coroutine[Any, Any, None]) -> None:
         """Run work beside ``run``; its failure is the node's."""
+        self._begin(work)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._spawn_ended)
+        return task
 
     def _spawn_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

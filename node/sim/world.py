@@ -91,6 +91,7 @@ class SimWorld:
         self.forced_solves = 0
         self.recorder = recorder
         self._note, self._take = tape.note, tape.take
+        self._flush_tape = tape.flush_when_full
         self._network = Network(network, nodes, seed)
         self._seconds_per_sample = per_node(devices.seconds_per_sample, nodes, seed, "seconds_per_sample")
         self._window_tasks = window_tasks
@@ -215,6 +216,7 @@ class SimWorld:
     def _transmit(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
         if to and not (min(to) >= 0 and max(to) < len(self._contexts)):
             raise ProtocolError(f"node {ctx.me} sends to {list(to)}; nodes are numbered 0 to {len(self._contexts) - 1}")
+        self._flush_tape()
         size = codec.size_bytes(message, request, reply)
         me = ctx.me
         post = self.clock.post

@@ -74,7 +74,7 @@ def run_protocol(
         protocol: an instance with its configuration; every node gets a copy of its own.
         workload: what is learned; None: :class:`Quadratic`.
         topology: None: a ring of two neighbours each (or what few nodes allow).
-        mods: applied on every node, each with a copy of its own.
+        mods: applied on every node; the copies are shallow, so that what an observer collects can be looked at.
     """
     if topology is None:
         topology = TopologySection(kind="ring" if nodes > 2 else "full")
@@ -123,7 +123,7 @@ async def _run(
         roles=protocol.roles(nodes),
         window_tasks=window_tasks,
     )
-    await world.run(lambda: copy.copy(protocol), lambda node: _wrapping(mods))
+    await world.run(lambda: copy.deepcopy(protocol), lambda node: _wrapping(mods))
     digest = tape.digest()
     return Outcome(
         models={node: world.solver.value(ref) for node, ref in sorted(world.finals.items())},

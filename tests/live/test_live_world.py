@@ -104,9 +104,10 @@ async def test_a_model_of_another_shape_is_refused_unless_the_message_allows_it(
         async with worlds(2) as (one, other):
             await asyncio.gather(one.run(Scripted(send), None), other.run(Scripted(hear), None))
             assert other.refused_messages == 1
-    (refused,) = [line for line in logs if line["event"] == "message refused"]
+            await other.transport.close()  # the I/O thread has logged what it was told
+    (refused,) = [line for line in logs if line["event"] == "refused"]
     assert (refused["node"], refused["peer"], refused["log_level"]) == (1, 0, "warning")
-    assert "but a model here is" in refused["reason"]
+    assert "but a model here is" in refused["detail"]
 
 
 async def test_what_comes_before_the_run_waits_for_it():
@@ -138,7 +139,7 @@ async def test_who_was_lost_before_the_run_is_not_waited_for():
     async with worlds(2) as (one, other):
         other.watch([0])
         await one.transport.close()
-        while not other._lost_early:
+        while not other._early:
             await asyncio.sleep(0)
         with pytest.raises(Unreachable, match=r"node 1 needs test\.live_world/note/1 number=2 from node 0"):
             await other.run(Scripted(hear), None)

@@ -72,7 +72,7 @@ WRONG = {
     "an odd number of edge ends": (["nodes=15", "topology.degree=3"], ["topology.degree", "even"]),
     "a degree beyond the nodes": (["nodes=4", "topology.degree=4"], ["topology.degree"]),
     "an edge list that is not there": (["topology.kind=file", "topology.path=none.txt"], ["topology.path"]),
-    "a data file that is not there": (["data.name=none.csv"], ["data.name: there is no file 'none.csv'"]),
+    "a data file that is not there": (["data.name=none.csv"], ["data.name: there is no file '", "/none.csv'"]),
     "a data set that is nothing": (["data.name=digit"], ["data.name", "'digit'"]),
     "a lognormal without median": (
         ['network.latency_s={distribution="lognormal"}'],

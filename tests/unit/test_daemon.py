@@ -413,7 +413,7 @@ class TestEnding:
         async with party(setup(nodes=1, rounds=1), tmp_path) as nodes:
             nodes.start(0)
             (nodes.state(0) / "metrics.parquet").mkdir()
-            with pytest.raises(StoreError, match="the result cannot be written"):
+            with pytest.raises(StoreError, match="the results cannot all be written"):
                 await nodes.tasks[0]
 
 

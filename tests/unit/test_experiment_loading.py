@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,7 @@ def test_a_later_flag_wins():
         ("topology.kind=ring", "topology", "kind", "ring"),
         ('topology.kind="ring"', "topology", "kind", "ring"),
         ("model.hidden=[8, 4]", "model", "hidden", (8, 4)),
-        ("data.name=a=b.csv", "data", "name", "a=b.csv"),
+        ("data.column=a=b", "data", "column", "a=b"),
         ("data.column=", "data", "column", ""),
         ("data.label=[", "data", "label", "["),
     ],
@@ -107,7 +108,9 @@ def test_what_is_no_path_in_a_file_stays_as_it_is(tmp_path):
 
 def test_paths_in_flags_are_relative_to_the_current_folder(tmp_path):
     (tmp_path / "my.toml").write_text("nodes = 3")
-    assert load(str(tmp_path / "my.toml"), ["data.name=rows.csv"]).data.name == "rows.csv"
+    assert load(str(tmp_path / "my.toml"), ["data.name=rows.csv"]).data.name == str(Path.cwd() / "rows.csv")
+    environ = {"STARLING_TOPOLOGY__PATH": "edges.txt", "STARLING_NODE__LISTEN": "another command's"}
+    assert load(str(tmp_path / "my.toml"), environ=environ).topology.path == str(Path.cwd() / "edges.txt")
 
 
 def test_tables_of_a_wrong_kind_are_left_to_the_check(tmp_path):
