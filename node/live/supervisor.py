@@ -93,6 +93,8 @@ def fork_all(nodes: int, main: ChildMain, logs: Path) -> list[Child]:
             children.append(Child(node, pid, ours, log))
     except BaseException:
         end_all(children)
+        for node in range(len(children), nodes):
+            _tidy_up(logs / f"node-{node}.log")
         raise
     finally:
         gc.unfreeze()

@@ -13,7 +13,7 @@ import pytest
 
 from node.errors import ConfigError
 from node.live import supervisor
-from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop
+from node.live.channel import Alive, Begin, Channel, Failed, Finished, Measured, Shown, Stop, Work
 from node.live.supervisor import Supervisor, end_all, fork_all
 
 WAIT_S = 20.0
@@ -69,8 +69,10 @@ class Watched:
         self.children = fork_all(len(parts), lambda node, end: child(parts[node])(node, end), folder / "logs")
         self.pids = [child.pid for child in self.children]
 
-    async def run(self):
-        self.watch = Supervisor(self.children, lambda said: self.rows.extend(said.rows), self.lost.__setitem__)
+    async def run(self, **options):
+        self.watch = Supervisor(
+            self.children, lambda said: self.rows.extend(said.rows), self.lost.__setitem__, **options
+        )
         try:
             async with asyncio.timeout(WAIT_S):
                 await self.watch.run()
@@ -277,3 +279,36 @@ def test_a_fork_that_fails_leaves_no_child(tmp_path, monkeypatch):
     assert len(forks) == 2
     assert not [pid for pid in forks if psutil.pid_exists(pid)]
     assert not (tmp_path / "logs").exists()
+
+
+async def test_a_child_that_does_not_answer_is_killed_and_told(watched):
+    async def silent(node, channel):
+        channel.say(Shown(b"silent"))
+        await channel.hear()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    async def lively(node, channel):
+        channel.say(Shown(b"lively"))
+        await channel.hear()
+        channel.say(DONE)
+        stop = asyncio.create_task(channel.hear())
+        while not stop.done():
+            channel.say(Alive())
+            await asyncio.wait([stop], timeout=0.1)
+
+    run = watched(lively, silent)
+    assert await run.run(silence_s=1.0) is None
+    assert run.lost == {1: "did not answer for 1 s and was killed"}
+
+
+async def test_what_a_child_has_done_is_known_even_if_it_dies(watched):
+    async def work(node, channel):
+        channel.say(Shown(b"working"))
+        await channel.hear()
+        channel.say(Measured([], Work(tasks=3, messages=2, bytes_sent=100)))
+        await channel.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run = watched(finish, work)
+    await run.run()
+    assert run.children[1].work == Work(tasks=3, messages=2, bytes_sent=100)
