@@ -119,7 +119,9 @@ def test_strangers_in_the_middle_of_a_run_change_no_bit_of_it(start, tmp_path, u
     refused = refusals(command.folder)
     assert {line["node"] for line in refused} == {0, 1, 2, 3}
     assert {line["level"] for line in refused} == {"warning"}
-    assert all("127.0.0.1" in line["address"] and "not a Starling node" in line["detail"] for line in refused)
+    # A connection that is over before the monitor is read has no address any more.
+    assert all(line["address"] == "unknown" or "127.0.0.1" in line["address"] for line in refused)
+    assert all("not a Starling node" in line["detail"] for line in refused)
     assert all("peer" not in line for line in refused), "no member is blamed for what a stranger does"
 
 
