@@ -1,7 +1,8 @@
 """A whole simulation, solved inline and batched in turn: how much faster, and how far apart the results.
 
-``digits-gossip`` under the virtual clock with many nodes; each run is a process of its own. Figures are CPU seconds of
-whole processes (start-up included), medians; ``--check`` exits with 1 where a target is missed.
+``digits-gossip`` under the virtual clock with many nodes; each run is a process of its own. The target is for the run
+itself (``wall_s`` of its summary); CPU seconds are of the whole process, with imports, data and report. Medians;
+``--check`` exits with 1 where a target is missed.
 """
 
 from __future__ import annotations
@@ -41,23 +42,31 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
     args = parser.parse_args()
     cpu_s: dict[str, list[float]] = {"inline": [], "batched": []}
+    run_s: dict[str, list[float]] = {"inline": [], "batched": []}
     summaries: dict[str, dict[str, Any]] = {}
     with TemporaryDirectory() as folder:
         for _ in range(args.repeat):
             for kind in cpu_s:
                 seconds, summaries[kind] = run(kind, args.nodes, args.rounds, folder)
                 cpu_s[kind].append(seconds)
+                run_s[kind].append(summaries[kind]["wall_s"])
     for kind, summary in summaries.items():
         print(
-            f"{kind:>8}: {statistics.median(cpu_s[kind]):7.1f} CPU s, run {summary['wall_s']:6.1f} s, "
+            f"{kind:>8}: {statistics.median(cpu_s[kind]):7.1f} CPU s, run {statistics.median(run_s[kind]):6.1f} s, "
             f"peak memory {summary['peak_rss_bytes'] / 1e6:5.0f} MB, {summary['batched_calls']} calls, "
             f"mean accuracy {summary['metrics']['accuracy']['mean']:.6f}"
         )
-    ratio = statistics.median(a / b for a, b in zip(cpu_s["inline"], cpu_s["batched"], strict=True))
+    ratio, whole = (
+        statistics.median(a / b for a, b in zip(seconds["inline"], seconds["batched"], strict=True))
+        for seconds in (run_s, cpu_s)
+    )
     accuracies = [summary["metrics"]["accuracy"]["mean"] for summary in summaries.values()]
     apart = abs(accuracies[0] - accuracies[1])
     same = summaries["inline"]["event_hash"] == summaries["batched"]["event_hash"]
-    print(f"batched is {ratio:.2f} times as fast (target 3); accuracies {apart:.1e} apart (target 1e-4);", end=" ")
+    print(
+        f"batched is {ratio:.2f} times as fast (target 3; whole process {whole:.2f}); accuracies {apart:.1e} apart (target 1e-4);",
+        end=" ",
+    )
     print("the events are the same" if same else "THE EVENTS DIFFER")
     return 1 if args.check and (ratio < 3 or apart > 1e-4 or not same) else 0
 
