@@ -1,7 +1,11 @@
 """Whom a refused handshake is laid to, and whom it never is."""
 
+import asyncio
 import socket
 
+from structlog.testing import capture_logs
+
+from loopback import WAIT_S, Party, acquaint
 from node.live.arrivals import Arrivals, remote_address
 
 
@@ -57,3 +61,22 @@ def test_the_remote_address_is_the_other_ends():
             assert remote_address(accepted.fileno()) == f"tcp://{host}:{port}"
             descriptor = accepted.fileno()
         assert remote_address(descriptor) == "unknown"
+
+
+async def test_a_stranger_who_stays_until_he_is_refused_is_named():
+    party = Party(0)
+    acquaint(party)
+    arrivals = party.transport._io.inbound._arrivals
+    host, port = party.transport.address.removeprefix("tcp://").split(":")
+    try:
+        with capture_logs() as logs, socket.create_connection((host, int(port))) as stranger:
+            mine = "tcp://{}:{}".format(*stranger.getsockname())
+            async with asyncio.timeout(WAIT_S):
+                while mine not in arrivals._pending.values():
+                    await asyncio.sleep(0.001)
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+                while not logs:
+                    await asyncio.sleep(0.001)
+        assert [(line["event"], line["address"]) for line in logs[:1]] == [("handshake refused", mine)]
+    finally:
+        await party.transport.close()
