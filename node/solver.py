@@ -19,10 +19,21 @@ _MOST_TASKS = 1_024
 
 
 class Executor(Interface):
-    """What computes: tasks of one op in, their values out, in order. May run in another thread than the graph's."""
+    """What computes: tasks of one op in, their values out, in order. May run in another thread than the graph's.
+
+    A value may be a handle on one that lives elsewhere; :meth:`fetch` brings it here.
+    """
 
     def solve(self, op: Op[...], tasks: Sequence[Task]) -> list[Value]:
         """Solve independent tasks of one op."""
+        ...
+
+    def fetch(self, values: Sequence[Value]) -> list[Value]:
+        """The values themselves, in this process."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the executor holds: processes, memory, connections. Safe to call twice."""
         ...
 
 
@@ -33,14 +44,21 @@ class InlineExecutor:
         """Solve the tasks one by one, in order."""
         return [op.solve(task) for task in tasks]
 
+    def fetch(self, values: Sequence[Value]) -> list[Value]:
+        """They are here."""
+        return list(values)
 
-class BatchedExecutor:
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class BatchedExecutor(InlineExecutor):
     """Many tasks in one call where the op has a stacked form; equal to the inline executor within rounding."""
 
     def solve(self, op: Op[...], tasks: Sequence[Task]) -> list[Value]:
         """Solve the tasks with the op's stacked form, or one by one."""
         if op.solve_batch is None:
-            return [op.solve(task) for task in tasks]
+            return super().solve(op, tasks)
         return op.solve_batch(tasks)
 
 

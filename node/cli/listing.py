@@ -36,6 +36,8 @@ _TOPOLOGIES = {
 _EXECUTORS = {
     "inline": "one task at a time: the reference",
     "batched": "equal tasks of many nodes stacked into one call",
+    "processes": "several processes of this machine, bit for bit as inline",
+    "dask": "a Dask cluster, bit for bit as inline (needs starling-node[cluster])",
 }
 
 

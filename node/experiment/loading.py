@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from node.config import ExperimentConfig
@@ -21,8 +21,7 @@ _PREFIX = "STARLING_"
 NODE_PREFIX = "STARLING_NODE__"
 """Begins what overrides a node's own file, which no experiment knows."""
 _FILE_SUFFIXES = (".csv", ".npz", ".parquet")
-_SCALARS = ("float", "int", "constrained-float")
-_FORM = re.compile(rf"{'|'.join(_SCALARS)}|Distribution|[a-z-]+\[.+\]")
+_FORM = re.compile(r"[a-z-]+\[.+\]")
 """What pydantic puts into a place to say which form of a value it tried."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
@@ -75,24 +74,17 @@ def digest(config: ExperimentConfig) -> str:
 
 def explain(errors: list[ErrorDetails], model: Any, prefix: str = "") -> str:
     """The first of some validation errors in words: the key, what is wrong, what is allowed."""
-    errors = [error for error in errors if not _is_of_the_other_form(error)] or errors
     error = errors[0]
     path = [str(part) for part in error["loc"] if not _FORM.fullmatch(str(part))]
     key = (prefix + ".".join(path)).removesuffix(".")
     kind, more = error["type"], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if kind == "extra_forbidden":
         path = path or [str(error["loc"][-1])]
-        known = _known_keys(model, path[:-1])
+        known = _known_keys(model, error["loc"][:-1])
         return f"{key}: there is no such key{_nearest(path[-1], known)}; known here: {', '.join(known) or 'none'}{more}"
     message = "must be a table" if kind == "model_type" else error["msg"].removeprefix("Value error, ")
     shown = f" (got {error['input']!r:.60})" if kind not in ("missing", "value_error") else ""
     return f"{key}: {message[0].lower() + message[1:]}{shown}{more}"
-
-
-def _is_of_the_other_form(error: ErrorDetails) -> bool:
-    """Whether the error is about a number where a distribution was given, or the reverse."""
-    form, is_table = ["", *error["loc"]][-1], isinstance(error["input"], dict)
-    return is_table if form in _SCALARS else "Distribution" in str(form) and not is_table
 
 
 def unknown(what: str, key: str, name: str, known: Iterable[str]) -> ConfigError:
@@ -155,13 +147,20 @@ def _put(values: dict[str, Any], key: list[str], value: Any, source: str) -> Non
     table[key[-1]] = value
 
 
-def _known_keys(model: Any, path: list[str]) -> list[str]:
-    for part in path:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
+def _known_keys(model: Any, place: Iterable[Any]) -> list[str]:
+    """The keys of the table at a place: a way through fields, numbers of a list, and forms of a value."""
+    for part in place:
+        if _FORM.fullmatch(str(part)):
+            forms = {
+                tag.tag: form for form, *tags in map(get_args, get_args(model)) for tag in tags if isinstance(tag, Tag)
+            }
+            model = forms.get(str(part))
+        elif isinstance(part, int):
+            model = next((form for form in get_args(model)), None)
+        elif hasattr(model, "model_fields") and part in model.model_fields:
+            model = model.model_fields[part].annotation
+        else:
             return []
-        forms = [form for form in (field.annotation, *get_args(field.annotation)) if hasattr(form, "model_fields")]
-        model = forms[0] if forms else None
     return sorted(getattr(model, "model_fields", {}))
 
 

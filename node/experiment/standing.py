@@ -52,6 +52,14 @@ class Watched:
         finally:
             self._since_s = None
 
+    def fetch(self, values: Sequence[Value]) -> list[Value]:
+        """The values themselves, in this process."""
+        return self._executor.fetch(values)
+
+    def close(self) -> None:
+        """Give back what the executor holds."""
+        self._executor.close()
+
     def busy_s(self) -> float:
         """Seconds since the work that goes on began; 0 where none does."""
         since_s = self._since_s

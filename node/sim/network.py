@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from node.config import Distribution, NetworkSection
+from node.config import Distribution, Geography, LatencyMatrix, NetworkSection
 from node.sim.devices import per_node, per_pair
 
 
@@ -30,6 +30,7 @@ class Network:
                 delays.append(0.0)
                 continue
             latency_s = per_pair(latency, sender, peer, seed) if isinstance(latency, Distribution) else latency
+            assert not isinstance(latency_s, LatencyMatrix | Geography)
             slower = down[peer]
             delays.append(latency_s + size_bytes * (up if up > slower else slower))
         return delays

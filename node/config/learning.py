@@ -1,48 +1,12 @@
-"""What an experiment is: every key of the TOML file, its default, its unit and its reason.
-
-Reading a file, applying ``--set`` and turning a wrong key into one clear line is :mod:`node.experiment`'s work.
-"""
+"""What is learned, from what, by whom with whom."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A table of the file: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Distribution(Section):
-    """A quantity drawn once per node (or per pair of nodes) from a seeded distribution."""
-
-    distribution: Literal["uniform", "exponential", "lognormal"]
-    low: NotNegative = 0.0
-    """Uniform: smallest value."""
-    high: Positive | None = None
-    """Uniform: largest value."""
-    mean: Positive | None = None
-    """Exponential: mean."""
-    median: Positive | None = None
-    """Lognormal: median."""
-    sigma: NotNegative = 0.5
-    """Lognormal: standard deviation of the logarithm."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        needed = {"uniform": "high", "exponential": "mean", "lognormal": "median"}[self.distribution]
-        if getattr(self, needed) is None:
-            raise ValueError(f"the {self.distribution} distribution needs {needed!r}")
-        if self.distribution == "uniform" and self.high is not None and self.high < self.low:
-            raise ValueError("'high' must be at least 'low'")
-        return self
+from node.config.section import Fraction, NotNegative, Positive, Section
 
 
 class ProtocolSection(BaseModel):
@@ -139,24 +103,6 @@ class TrainingSection(Section):
     """Passes over the node's shard of one ``train``; 0: count ``local_steps`` instead."""
 
 
-class DevicesSection(Section):
-    """How fast each simulated device computes (virtual clock only)."""
-
-    seconds_per_sample: Positive | Distribution = 0.001
-    """Time to train on one sample: one number for all, or a distribution over nodes."""
-
-
-class NetworkSection(Section):
-    """What links cost (virtual clock only)."""
-
-    latency_s: NotNegative | Distribution = 0.01
-    """One-way delay: one number, or a distribution over pairs (the same both ways)."""
-    up_bps: Positive | Distribution = 100e6
-    """Uplink of each node, bits per second."""
-    down_bps: Positive | Distribution = 100e6
-    """Downlink of each node, bits per second."""
-
-
 class ModSection(BaseModel):
     """A mod or observer around the traffic of some nodes; other keys are its own Config."""
 
@@ -171,46 +117,3 @@ class ModSection(BaseModel):
     def options(self) -> dict[str, Any]:
         """The keys that belong to the mod's Config."""
         return dict(self.model_extra or {})
-
-
-class ExecutorSection(Section):
-    """What solves the compute graph."""
-
-    kind: Literal["inline", "batched"] = "inline"
-    """``inline`` solves one task at a time (the reference); ``batched`` stacks equal tasks of many nodes."""
-    window_tasks: int = Field(0, ge=0)
-    """Recorded tasks after which a simulation solves what is wanted so far; 0: about two rounds of all nodes."""
-
-
-class RecordSection(Section):
-    """What a run keeps besides its metrics."""
-
-    models: bool = False
-    """Write each node's final model to ``models/NODE.safetensors``."""
-    events: bool = False
-    """Write every event to ``events.jsonl``."""
-    every: int = Field(1, ge=1)
-    """Keep the metrics of every n-th round only (and of the last); what is not kept is never computed."""
-
-
-class ExperimentConfig(Section):
-    """One experiment: the whole TOML file."""
-
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Names the run's folder."""
-    seed: int = Field(0, ge=0, lt=2**63)
-    """All randomness derives from it."""
-    nodes: int = Field(16, ge=1)
-    """How many nodes take part."""
-    clock: Literal["real", "virtual"] = "virtual"
-    """Real processes on this machine, or a simulation."""
-    protocol: ProtocolSection = ProtocolSection()
-    topology: TopologySection = TopologySection()
-    data: DataSection = DataSection()
-    model: ModelSection = ModelSection()
-    training: TrainingSection = TrainingSection()
-    devices: DevicesSection = DevicesSection()
-    network: NetworkSection = NetworkSection()
-    mods: tuple[ModSection, ...] = ()
-    executor: ExecutorSection = ExecutorSection()
-    record: RecordSection = RecordSection()

@@ -1,0 +1,48 @@
+"""What an experiment is: every key of the TOML file, its default, its unit and its reason.
+
+Reading a file, applying ``--set`` and turning a wrong key into one clear line is :mod:`node.experiment`'s work.
+"""
+
+from node.config.experiment import ExecutorSection, ExperimentConfig, RecordSection
+from node.config.learning import (
+    DataSection,
+    ModelSection,
+    ModSection,
+    ProtocolSection,
+    TopologySection,
+    TrainingSection,
+)
+from node.config.section import Distribution, Fraction, NotNegative, Positive, Section
+from node.config.simulated import (
+    ChurnSection,
+    DevicesSection,
+    FaultSection,
+    Geography,
+    LatencyMatrix,
+    NetworkSection,
+    RuleSection,
+)
+
+__all__ = [
+    "ChurnSection",
+    "DataSection",
+    "DevicesSection",
+    "Distribution",
+    "ExecutorSection",
+    "ExperimentConfig",
+    "FaultSection",
+    "Fraction",
+    "Geography",
+    "LatencyMatrix",
+    "ModSection",
+    "ModelSection",
+    "NetworkSection",
+    "NotNegative",
+    "Positive",
+    "ProtocolSection",
+    "RecordSection",
+    "RuleSection",
+    "Section",
+    "TopologySection",
+    "TrainingSection",
+]
