@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn, TypeVarTuple, Unpack
 from typing import Protocol as Interface
 
-from node.errors import Deadlock, Livelock, SimulationError
+from node.errors import Deadlock, Livelock, ProtocolError, SimulationError
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -50,6 +50,12 @@ class Clock(Interface):
     def post(self, delay_s: float, fn: Callable[[Any], object], arg: Any, priority: int = ...) -> None:
         """Call ``fn(arg)`` after a delay; cannot be cancelled, and is cheaper than a timer for that."""
         ...
+
+
+def check_wait(what: str, seconds: float | None) -> None:
+    """Refuse what is no time to wait; None is no limit."""
+    if seconds is not None and not 0 <= seconds < _FOREVER:
+        raise ProtocolError(f"{what}: {seconds} is no time to wait; allowed: 0 or more seconds, None for no limit")
 
 
 class WallClock:
@@ -204,7 +210,7 @@ class VirtualClock(asyncio.BaseEventLoop):
             turns = 0
             while not self._stopping:
                 if not self._heap:
-                    self._explain_deadlock()
+                    self.deadlock("every task waits and nothing is scheduled")
                 turns = turns + 1 if self._heap[0][0] == self.now else 0
                 if turns > _MOST_TURNS:
                     self._explain_livelock()
@@ -253,11 +259,12 @@ class VirtualClock(asyncio.BaseEventLoop):
             f"(among them: {running}); let them wait for a message, or sleep longer than 0"
         )
 
-    def _explain_deadlock(self) -> NoReturn:
+    def deadlock(self, why: str) -> NoReturn:
+        """Raise Deadlock, with what every waiting node waits for."""
         stories = list(self._stories()) if self._stories else []
         told = "".join(f"\n  {story}" for story in stories[:20])
         more = f"\n  … and {len(stories) - 20} more" if len(stories) > 20 else ""
-        raise Deadlock(f"at {self.now:g} s every task waits and nothing is scheduled{':' if told else ''}{told}{more}")
+        raise Deadlock(f"at {self.now:g} s {why}{':' if told else ''}{told}{more}")
 
 
 def _refuse(what: str) -> NoReturn:

@@ -7,59 +7,48 @@ A protocol cannot tell from its context whether time is real. Whatever takes tim
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import structlog
 
-from node.clock import Priority
+from node.clock import Clock, Priority, check_wait
 from node.config import TopologySection
-from node.errors import DeadlineExceeded, ProtocolError, Unreachable
-from node.mailbox import Mailbox
-from node.message import Message, Slot
+from node.errors import ProtocolError, Unreachable
+from node.mailbox import Mailbox, slot_of
+from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Op, Ref, Value
 from node.protocol import Protocol
+from node.requests import Requests
 from node.topology import Topology
-from node.world import Done, World
+from node.world import Done, LocalData, World
 
 M = TypeVar("M", bound=Message)
 
 _RNG_COUNTER = 2**32 - 1
 """The counter of a node's own generator; tasks count up from 0 and never reach it."""
 
+_COUNTER, _TRAINS = ".counter", ".trains"
+"""What a checkpoint keeps besides the protocol's state, under names that no keyword argument can have."""
 
-class LocalData:
-    """What a node may know of its own data without training on it."""
 
-    __slots__ = ("_node", "_world")
-
-    def __init__(self, world: World, node: int) -> None:
-        self._world = world
-        self._node = node
-
-    @property
-    def samples(self) -> int:
-        """Samples this node trains on."""
-        return self._world.workload.shard_size(self._node)
-
-    @property
-    def label_histogram(self) -> np.ndarray:
-        """How many samples of each class this node trains on, shape [classes]."""
-        return self._world.workload.label_histogram(self._node)
+_MIXED_AT_ONCE = 32
+"""A longer sum is recorded in parts, the same to the last bit: it can then consume models as they are trained."""
 
 
 class Context:
     """What one node's protocol sees of the world."""
 
     __slots__ = (
-        "_asked",
+        "_clock",
         "_counter",
+        "_has_saved",
         "_lost",
         "_protocol",
         "_requests",
+        "_resumed",
         "_rng",
         "_trains",
         "_world",
@@ -69,18 +58,22 @@ class Context:
         "me",
     )
 
-    def __init__(self, me: int, world: World, protocol: Protocol, wrapping: Wrapping | None = None) -> None:
+    def __init__(
+        self, me: int, world: World, protocol: Protocol, wrapping: Wrapping | None = None, clock: Clock | None = None
+    ) -> None:
         self.me = me
-        self.mailbox = Mailbox(me, world.clock)
+        self._clock = clock or world.clock
+        self.mailbox = Mailbox(me, self._clock)
         self.bytes_sent = 0
         self._world = world
         self._protocol = protocol
         self._wrapping = wrapping
-        self._asked = 0
         self._counter = 0
+        self._has_saved = False
+        self._resumed = 0
         self._trains = 0
         self._rng: np.random.Generator | None = None
-        self._requests: dict[int, tuple[int, asyncio.Future[Any]]] | None = None
+        self._requests: Requests | None = None
         self._lost: tuple[int, ...] = ()
 
     # Time and randomness
@@ -88,13 +81,13 @@ class Context:
     @property
     def now(self) -> float:
         """Seconds since the run began."""
-        return self._world.clock.time()
+        return self._clock.time()
 
     @property
     def rng(self) -> np.random.Generator:
-        """This node's generator: the same sequence in every run of the experiment."""
+        """This node's generator: the same sequence in every run of the experiment, a fresh one after a restore."""
         if self._rng is None:
-            self._rng = Key(self._world.seed, self.me, _RNG_COUNTER).rng()
+            self._rng = Key(self._world.seed, self.me, _RNG_COUNTER - self._resumed).rng()
         return self._rng
 
     @property
@@ -105,9 +98,9 @@ class Context:
 
     async def sleep(self, seconds: float) -> None:
         """Let time pass."""
-        _check_wait("sleep", seconds)
+        check_wait("sleep", seconds)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._world.clock.post(seconds, _wake, future, Priority.TIMER)
+        self._clock.post(seconds, _wake, future, Priority.TIMER)
         await future
 
     def spawn(self, work: Awaitable[None]) -> None:
@@ -122,8 +115,11 @@ class Context:
 
     def alive(self, peers: Iterable[int]) -> tuple[int, ...]:
         """Those of some peers that are not known to be gone, in their order."""
-        lost = self._lost
-        return tuple([peer for peer in peers if peer not in lost])
+        gone = self._gone()
+        return tuple([peer for peer in peers if peer not in gone])
+
+    def _gone(self) -> Collection[int]:
+        return {*self._world.gone, *self._lost} if self._lost else self._world.gone
 
     def sample(self, k: int, role: str | None = "learner") -> tuple[int, ...]:
         """``k`` different other nodes drawn uniformly (all, where there are fewer), sorted."""
@@ -183,20 +179,13 @@ class Context:
             Unreachable: the peer is gone, or goes before it has answered.
             DeadlineExceeded: no answer within ``timeout_s``.
         """
-        _check_wait("timeout_s", timeout_s)
-        if to in self._lost:
+        check_wait("timeout_s", timeout_s)
+        if to in self._gone():
             raise Unreachable(f"node {self.me} cannot ask node {to}, which is gone")
         if self._requests is None:
-            self._requests = {}
-        self._asked += 1
-        number = self._asked
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._requests[number] = (to, future)
-        self._world.watch((to,))
-        if timeout_s is not None:
-            late = DeadlineExceeded(f"node {to} has not answered node {self.me}'s {message.wire_name} in {timeout_s} s")
-            # By number: a timer that held the future would keep the answer's models alive until the deadline.
-            self._world.clock.post(timeout_s, self._expire, (number, late), Priority.TIMER)
+            self._requests = Requests(self.me, self._clock)
+        number, future = self._requests.ask(to, message, timeout_s)
+        self._world.watch(self, (to,))
         if self._wrapping is None:
             sending = self._world.send(self, (to,), message, number)
         else:
@@ -206,7 +195,7 @@ class Context:
         try:
             return await future
         finally:
-            self._requests.pop(number, None)
+            self._requests.close(number)
 
     def collect(
         self,
@@ -226,16 +215,16 @@ class Context:
         Raises:
             Unreachable: one that is needed is gone.
         """
-        slot = _slot(kind, key)
+        slot = slot_of(kind, key)
         if timeout_s is not None:
-            _check_wait("timeout_s", timeout_s)
+            check_wait("timeout_s", timeout_s)
         if frm is None and quorum is None and timeout_s is None:
             raise ProtocolError(f"collect({kind.__name__}) from anyone never ends: give frm, quorum or timeout_s")
-        outcome = self.mailbox.collect(slot, frm, self._lost, timeout_s=timeout_s, quorum=quorum, grace_s=grace_s)
+        outcome = self.mailbox.collect(slot, frm, self._gone(), timeout_s=timeout_s, quorum=quorum, grace_s=grace_s)
         if isinstance(outcome, dict):
             return Done(outcome)
         if frm is not None:
-            self._world.watch(frm)
+            self._world.watch(self, frm)
         return outcome
 
     # Compute
@@ -273,10 +262,16 @@ class Context:
             weights = (1.0 / len(models),) * len(models)
         elif len(weights) != len(models):
             raise ProtocolError(f"mix got {len(models)} models and {len(weights)} weights")
-        return self.apply(self._world.workload.mix, *models, weights=tuple(weights))
+        mix, weights = self._world.workload.mix, tuple(weights)
+        mixed = self.apply(mix, *models[:_MIXED_AT_ONCE], weights=weights[:_MIXED_AT_ONCE])
+        for i in range(_MIXED_AT_ONCE, len(models), _MIXED_AT_ONCE):
+            part = slice(i, i + _MIXED_AT_ONCE)
+            mixed = self.apply(mix, mixed, *models[part], weights=(1.0, *weights[part]))
+        return mixed
 
     def evaluate(self, model: Ref, on: str = "test") -> Ref:
         """Accuracy and loss of a model on the global ``test`` set, or this node's ``local`` test or ``train`` data."""
+        self._world.evaluating(self, on)
         return self.apply(self._world.workload.evaluate, model, on=on)
 
     def apply(self, op: Op[...], *inputs: Ref, **static: Any) -> Ref:
@@ -307,13 +302,31 @@ class Context:
                 raise ProtocolError(
                     f"checkpoint({name}=…) takes tensors; read metrics first, with await ctx.value(ref)"
                 )
-        return self._world.save(self, state)
+        self._has_saved = True
+        return self._world.save(self, {**state, _COUNTER: self._counter, _TRAINS: self._trains})
 
     def restore(self) -> Mapping[str, Any] | None:
-        """What the last checkpoint of this node holds, or None."""
-        return self._world.load(self)
+        """What this node kept last in an earlier life, or None; randomness and learning rate go on from there.
+
+        Raises ProtocolError after the first :meth:`checkpoint` of this life.
+        """
+        if self._has_saved:
+            raise ProtocolError(f"node {self.me} restores what it has kept itself: restore() goes before checkpoint()")
+        saved = self._world.load(self)
+        if saved is None:
+            return None
+        state = dict(saved)
+        self._counter = self._resumed = state.pop(_COUNTER, 0)
+        self._trains = state.pop(_TRAINS, 0)
+        self._rng = None
+        return state
 
     # The world's side
+
+    @property
+    def counter(self) -> int:
+        """Ops that this node has recorded."""
+        return self._counter
 
     @property
     def is_wrapped(self) -> bool:
@@ -328,7 +341,8 @@ class Context:
                 return
             message = changed
         if reply:
-            self._answered(sender, message, reply)
+            if self._requests is not None:
+                self._requests.answered(sender, message, reply)
             return
         handler = self._protocol.handlers.get(type(message))
         if handler is None:
@@ -343,55 +357,31 @@ class Context:
         if changed is not None:
             self._world.answer(self, to, changed, request)
 
-    def _answered(self, sender: int, message: Message, reply: int) -> None:
-        to, future = (self._requests or {}).get(reply, (None, None))
-        if to == sender and future is not None and not future.done():
-            future.set_result(message)
-
-    def _expire(self, arg: tuple[int, DeadlineExceeded]) -> None:
-        number, late = arg
-        _, future = (self._requests or {}).get(number, (None, None))
-        if future is not None and not future.done():
-            future.set_exception(late)
-
     def stories(self) -> Iterator[str]:
         """One line for each message or answer that the node waits for."""
         yield from self.mailbox.stories()
-        for to, future in (self._requests or {}).values():
-            if not future.done():
-                yield f"node {self.me} waits for an answer of node {to}"
+        if self._requests is not None:
+            yield from self._requests.stories()
 
     def lose(self, peer: int) -> None:
         """A peer is gone: called by the world."""
         if peer not in self._lost:
             self._lost = (*self._lost, peer)
+        self.give_up(peer)
+
+    def give_up(self, peer: int) -> None:
+        """End every wait for a peer that is gone."""
         self.mailbox.lose(peer)
-        for to, future in list((self._requests or {}).values()):
-            if to == peer and not future.done():
-                future.set_exception(Unreachable(f"node {peer} went before it answered node {self.me}"))
+        if self._requests is not None:
+            self._requests.lose(peer)
 
     def regain(self, peer: int) -> None:
         """A peer that was gone is there again: waits that begin from now on may wait for it."""
         self._lost = tuple(other for other in self._lost if other != peer)
 
 
-def _slot(kind: type[Message], key: Mapping[str, Any]) -> Slot:
-    fields = kind.key_fields
-    if len(fields) == 1 == len(key) and fields[0] in key:
-        return (kind, key[fields[0]])
-    if len(key) != len(fields) or any(field not in key for field in fields):
-        wanted = ", ".join(f"{field}=" for field in fields) or "no key"
-        raise ProtocolError(f"collect({kind.__name__}) takes {wanted}; got {sorted(key) or 'none'}")
-    return (kind, *[key[field] for field in fields])
-
-
 async def _awaiting(work: Awaitable[None]) -> None:
     await work
-
-
-def _check_wait(what: str, seconds: float | None) -> None:
-    if seconds is not None and not 0 <= seconds < math.inf:
-        raise ProtocolError(f"{what}: {seconds} is no time to wait; allowed: 0 or more seconds, None for no limit")
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from node.op import Key, Op, Ref, Spec, Static, Task, Value
+from node.values import Values, size_bytes
 
-RECORDED, SOLVED, FREED = 0, 1, 2
+RECORDED, SOLVED, FREED, SPARED = 0, 1, 2, 3
 _RETIRE = 65_536
 """Finished tasks at the front after which their columns are given back."""
 
@@ -33,15 +34,24 @@ class Call(NamedTuple):
 class Graph:
     """The tasks and values of one process.
 
+    Counts ``recorded`` tasks, ``skipped`` ones, whose last handle went before they were needed, and ``reused`` ones,
+    whose value, or what it was for, was known from an earlier run.
+
     Args:
         seed: the experiment's seed, part of every task's key.
+        on_skip: called with the id of each skipped task while its columns are still there; must record nothing.
+        values: where solved values are kept; without it, in memory.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, on_skip: Callable[[int], None] | None = None, values: Values | None = None) -> None:
         self.seed = seed
         self.calls: list[Call] = []
-        self.values: dict[int, Value] = {}
+        self.values = Values() if values is None else values
+        self.skipped = 0
+        self.reused = 0
+        self.on_skip = on_skip
         self._call_ids: dict[Hashable, int] = {}
+        self._sizes: list[int] = []
         self._specs: list[Spec | None] = []
         self._released: deque[int] = deque()
         self._constants = 0
@@ -73,7 +83,9 @@ class Graph:
         number = self._call_ids.get(key)
         if number is None:
             number = self._call_ids[key] = len(self.calls)
-            self.calls.append(Call(op, static, op.spec([ref.spec for ref in inputs], static)))
+            call = Call(op, static, op.spec([ref.spec for ref in inputs], static))
+            self.calls.append(call)
+            self._sizes.append(size_bytes(call.spec))
         return number
 
     def record(self, call: int, inputs: Sequence[Ref], node: int, counter: int) -> Ref:
@@ -104,8 +116,8 @@ class Graph:
 
     def constant(self, value: Value, spec: Spec) -> Ref:
         """A handle on a value that is known already."""
+        self.values.put(self._constants - 1, value, spec)
         self._constants -= 1
-        self.values[self._constants] = value
         self._constant_uses[self._constants] = 1
         return Ref(self._constants, spec, self._released)
 
@@ -118,25 +130,43 @@ class Graph:
         at = id - self._base
         return self._inputs[self._first_input[at] : self._first_input[at + 1]]
 
+    def call_of(self, id: int) -> int:
+        """The number of a task's call: the same for what has the op, the static arguments and the specs in common."""
+        return self._call[id - self._base]
+
     def op_of(self, id: int) -> Op[...]:
         """The op of a task."""
         return self.calls[self._call[id - self._base]].op
 
+    def static_of(self, id: int) -> Static:
+        """The static arguments of a task."""
+        return self.calls[self._call[id - self._base]].static
+
     def spec_of(self, id: int) -> Spec:
-        """The spec of a task's value."""
-        return self.calls[self._call[id - self._base]].spec
+        """The spec of a task's or a constant's value."""
+        return self.calls[self._call[id - self._base]].spec if id >= 0 else self.values.spec_of(id)
+
+    def size_bytes(self, id: int) -> int:
+        """What a task's or a constant's value counts against a budget: its elements; 0 for metrics and lone numbers."""
+        return self._sizes[self._call[id - self._base]] if id >= 0 else size_bytes(self.values.spec_of(id))
+
+    def task_key(self, id: int) -> Key:
+        """A task's seed, node and counter."""
+        at = id - self._base
+        return Key(self.seed, self._node[at], self._counter[at])
 
     def task(self, id: int) -> Task:
         """A task with its inputs' values, ready to be solved."""
-        at = id - self._base
         values = self.values
-        inputs = tuple([values[i] for i in self.inputs(id)])
-        static = self.calls[self._call[at]].static
-        return Task(inputs, static, Key(self.seed, self._node[at], self._counter[at]))
+        return Task(tuple([values[i] for i in self.inputs(id)]), self.static_of(id), self.task_key(id))
 
     def node_of(self, id: int) -> int:
         """The node that recorded a task."""
         return self._node[id - self._base]
+
+    def uses(self, id: int) -> int:
+        """Handles on a task or constant, and unsolved reads of it."""
+        return self._uses[id - self._base] if id >= 0 else self._constant_uses[id]
 
     def hold(self, id: int) -> None:
         """Keep a task alive until :meth:`release`, whatever happens to its handles."""
@@ -147,7 +177,26 @@ class Graph:
 
     def commit(self, id: int, value: Value) -> None:
         """Take in a task's value; its inputs lose a consumer."""
-        self.values[id] = value
+        self.values.put(id, value, self.spec_of(id))
+        self._solved(id)
+
+    def reuse(self, id: int, value: Value) -> None:
+        """Take in a task's value from an earlier run: what it was to be made from is not skipped, but spared."""
+        pending = [id]
+        while pending:
+            for i in self.inputs(pending.pop()):
+                if i >= 0 and self._state[i - self._base] == RECORDED:
+                    self._state[i - self._base] = SPARED
+                    pending.append(i)
+        self.reused += 1
+        self.commit(id, value)
+
+    def share(self, id: int, of: int) -> None:
+        """Take in another task's value as a task's own."""
+        self.values.share(id, of)
+        self._solved(id)
+
+    def _solved(self, id: int) -> None:
         self._state[id - self._base] = SOLVED
         for i in self.inputs(id):
             self.release(i)
@@ -179,8 +228,17 @@ class Graph:
             if self._state[at] == SOLVED:
                 del self.values[id]
             else:
+                self._drop(id)
                 pending.extend(self.inputs(id))
             self._state[at] = FREED
+
+    def _drop(self, id: int) -> None:
+        if self._state[id - self._base] == SPARED:
+            self.reused += 1
+            return
+        self.skipped += 1
+        if self.on_skip is not None:
+            self.on_skip(id)
 
     def retire(self) -> None:
         """Give back the columns of the finished tasks at the front, once there are many."""

@@ -7,7 +7,7 @@ passed), at its deadline, or when those who are missing are known to be gone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from node.clock import Clock, Priority
@@ -23,6 +23,17 @@ def describe(slot: Slot) -> str:
     kind, *key = slot
     fields = " ".join(f"{field}={value}" for field, value in zip(kind.key_fields, key, strict=True))
     return f"{kind.wire_name} {fields}".rstrip()
+
+
+def slot_of(kind: type[Message], key: Mapping[str, Any]) -> Slot:
+    """The slot of a kind of message with these key fields. ProtocolError where they are not the kind's."""
+    fields = kind.key_fields
+    if len(fields) == 1 == len(key) and fields[0] in key:
+        return (kind, key[fields[0]])
+    if len(key) != len(fields) or any(field not in key for field in fields):
+        wanted = ", ".join(f"{field}=" for field in fields) or "no key"
+        raise ProtocolError(f"collect({kind.__name__}) takes {wanted}; got {sorted(key) or 'none'}")
+    return (kind, *[key[field] for field in fields])
 
 
 class Box:
@@ -125,7 +136,7 @@ class Mailbox:
         self,
         slot: Slot,
         frm: Sequence[int] | None,
-        lost: Sequence[int],
+        lost: Collection[int],
         *,
         timeout_s: float | None,
         quorum: int | None,
@@ -162,7 +173,7 @@ class Mailbox:
         self._newest = new if self._newest is box else self._newest
         return new
 
-    def _missing(self, box: Box, frm: Sequence[int], lost: Sequence[int]) -> int:
+    def _missing(self, box: Box, frm: Sequence[int], lost: Collection[int]) -> int:
         """How many of ``frm`` may still come."""
         if not box.messages and not lost:
             return len(frm)

@@ -104,6 +104,9 @@ class Op(Generic[P]):
     """The output's spec, from the inputs' specs."""
     seeded: bool = False
     """Reads its key: two tasks that differ in nothing else differ in value."""
+    basis: Callable[[Key], bytes] | None = None
+    """What a value follows from besides inputs, static arguments and key (code, data, the kind of arithmetic), as a
+    digest, for a cache on disk. Absent: the source of the module that the name begins with."""
 
 
 @overload

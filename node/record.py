@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from node.errors import ProtocolError
 from node.op import Ref, Value
@@ -131,13 +132,20 @@ class Recorder:
 
     def latest(self, metric: str) -> dict[int, float]:
         """The last known value of a metric for each node, by node."""
-        if metric not in self._metrics:
-            return {}
-        known = np.frombuffer(self._metric, dtype=np.uint32) == self._metrics[metric]
-        known[[row for row, _, _ in self._pending]] = False
-        nodes, values = np.frombuffer(self._node, dtype=np.int64)[known], np.frombuffer(self._value)[known]
+        _, nodes, values = self.samples(metric)
         latest = dict(zip(nodes.tolist(), values.tolist(), strict=True))
         return dict(sorted(latest.items()))
+
+    def samples(self, metric: str) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+        """Times, nodes and values of a metric, as far as they are known, in the order in which they came."""
+        known = np.frombuffer(self._metric, dtype=np.uint32) == self._metrics.get(metric, -1)
+        known[[row for row, _, _ in self._pending]] = False
+        time_s, node, value = (
+            np.frombuffer(self._time_s),
+            np.frombuffer(self._node, np.int64),
+            np.frombuffer(self._value),
+        )
+        return time_s[known], node[known], value[known]
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, standard deviation, smallest and largest of each metric's last values over the nodes."""
@@ -157,6 +165,11 @@ class Recorder:
                 "value": pa.array(np.array(self._value)),
             }
         )
+
+    def content(self) -> bytes:
+        """All numbers, as bytes that are equal where the numbers are."""
+        columns = (self._time_s, self._node, self._round, self._metric, self._value)
+        return b"".join([*[column.tobytes() for column in columns], *[name.encode() + b"\n" for name in self._names]])
 
     def write(self, path: Path) -> None:
         """Write the table as Parquet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 import traceback
-from collections.abc import Awaitable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from typing import Protocol as Interface
@@ -68,6 +68,10 @@ class Workload(Interface):
         """Samples that so many steps process."""
         ...
 
+    def held_samples(self, node: int, on: str) -> int:
+        """Samples that an evaluation of a node on ``test``, ``local`` or ``train`` goes through."""
+        ...
+
     def lr(self, call: int) -> float:
         """Learning rate of a node's ``call``-th train, counted from 0."""
         ...
@@ -81,6 +85,8 @@ class World(Interface):
     topology: Topology
     seed: int
     initial: Ref
+    gone: Collection[int]
+    """Nodes that everybody knows to be gone; a context may know of more."""
 
     @property
     def clock(self) -> Clock:
@@ -99,6 +105,10 @@ class World(Interface):
         """Let the time of ``steps`` training steps pass; gives ``model``, the trained one."""
         ...
 
+    def evaluating(self, ctx: Context, on: str) -> None:
+        """A node has asked for an evaluation on some data."""
+        ...
+
     def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> Awaitable[None]:
         """Send to some peers; done when the world has taken the message over."""
         ...
@@ -115,7 +125,7 @@ class World(Interface):
         """Keep some metrics of a node's round."""
         ...
 
-    def watch(self, peers: Sequence[int]) -> None:
+    def watch(self, ctx: Context, peers: Sequence[int]) -> None:
         """A node waits for these peers: it must be told when one of them goes."""
         ...
 
@@ -130,6 +140,26 @@ class World(Interface):
     def load(self, ctx: Context) -> Mapping[str, Any] | None:
         """What was saved last, or None."""
         ...
+
+
+class LocalData:
+    """What a node may know of its own data without training on it."""
+
+    __slots__ = ("_node", "_world")
+
+    def __init__(self, world: World, node: int) -> None:
+        self._world = world
+        self._node = node
+
+    @property
+    def samples(self) -> int:
+        """Samples this node trains on."""
+        return self._world.workload.shard_size(self._node)
+
+    @property
+    def label_histogram(self) -> np.ndarray:
+        """How many samples of each class this node trains on, shape [classes]."""
+        return self._world.workload.label_histogram(self._node)
 
 
 def cannot_go_on(error: BaseException) -> str:

@@ -34,13 +34,17 @@ class ADPSGD(Protocol):
     async def run(self, ctx: Context) -> Ref:
         """Train and exchange at this node's own pace."""
         self.model = ctx.initial_model()
-        for round in range(self.config.rounds):
+        first = 0
+        if saved := ctx.restore():
+            self.model, first = saved["model"], saved["round"]
+        for round in range(first, self.config.rounds):
             start = self.model
             trained = await ctx.train(start)
             self.model = ctx.apply(shift, self.model, trained, start)
             await self.exchange_with_one(ctx, round)
             metrics = ctx.evaluate(self.model)
             ctx.record(round=round, accuracy=metrics, loss=metrics)
+            await ctx.checkpoint(round=round + 1, model=self.model)
         return self.model
 
     async def exchange_with_one(self, ctx: Context, round: int) -> None:

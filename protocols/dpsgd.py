@@ -30,8 +30,10 @@ class DPSGD(Protocol):
 
     async def run(self, ctx: Context) -> Ref:
         """Take part in every round; the final model is the last mix."""
-        model = ctx.initial_model()
-        for round in range(self.config.rounds):
+        model, first = ctx.initial_model(), 0
+        if saved := ctx.restore():
+            model, first = saved["model"], saved["round"]
+        for round in range(first, self.config.rounds):
             model = await ctx.train(model)
             await ctx.send(ctx.neighbours(round), Model(round=round, model=model))
             heard = await ctx.collect(
@@ -40,4 +42,5 @@ class DPSGD(Protocol):
             model = ctx.mix([model, *(m.model for m in heard.values())], ctx.weights(heard, round))
             metrics = ctx.evaluate(model)
             ctx.record(round=round, accuracy=metrics, loss=metrics)
+            await ctx.checkpoint(round=round + 1, model=model)
         return model

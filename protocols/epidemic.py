@@ -57,13 +57,16 @@ class Epidemic(Protocol):
 
     async def run(self, ctx: Context) -> Ref:
         """Take part in every round; the final model is the last average."""
-        model = ctx.initial_model()
-        for round in range(self.config.rounds):
+        model, first = ctx.initial_model(), 0
+        if saved := ctx.restore():
+            model, first = saved["model"], saved["round"]
+        for round in range(first, self.config.rounds):
             model = await ctx.train(model)
             heard = await self.exchange(ctx, Model(round=round, model=model))
             model = ctx.mix([model, *(m.model for m in heard.values())])
             metrics = ctx.evaluate(model)
             ctx.record(round=round, accuracy=metrics, loss=metrics)
+            await ctx.checkpoint(round=round + 1, model=model)
         return model
 
     async def exchange(self, ctx: Context, message: Model) -> dict[int, Model]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, op
+from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, on, op
 
 SERVER = 0
 
@@ -24,6 +24,10 @@ class Assignment(Message, name="fedavg/assignment/1"):
     round: int
     model: Ref
     last: bool = False
+
+
+class Back(Message, name="fedavg/back/1"):
+    """A client that was away asks what it has missed."""
 
 
 class Update(Message, name="fedavg/update/1", key=("round",)):
@@ -88,6 +92,7 @@ class FedAvg(Protocol):
         """FedAdam: degree of adaptivity."""
 
     config: Config
+    result: Assignment | None = None
 
     @classmethod
     def check(cls, config: Config, nodes: int) -> None:
@@ -108,6 +113,9 @@ class FedAvg(Protocol):
 
     async def learn(self, ctx: Context) -> Ref:
         """A client: train what the server assigns, newest first, until the last."""
+        if ctx.restore() is not None:
+            await ctx.send(SERVER, Back())
+        await ctx.checkpoint()
         while True:
             heard = await ctx.collect(Assignment, frm=(SERVER,))
             assignment = heard[SERVER]
@@ -115,21 +123,35 @@ class FedAvg(Protocol):
                 return assignment.model
             model = await ctx.train(assignment.model, proximal=self.config.proximal)
             await ctx.send(SERVER, Update(round=assignment.round, model=model, samples=ctx.data.samples))
+            ctx.record(round=assignment.round)
 
     async def serve(self, ctx: Context) -> Ref:
         """The server: all rounds, then the result to everybody."""
-        model = ctx.initial_model()
+        model, first = ctx.initial_model(), 0
+        moments: Mapping[str, Ref] = {}
         if self.config.server == "adam":
-            self.mean = ctx.apply(filled, model, by=0.0)
-            self.square = ctx.apply(filled, model, by=self.config.tau**2)
-        for round in range(self.config.rounds):
+            moments = {
+                "mean": ctx.apply(filled, model, by=0.0),
+                "square": ctx.apply(filled, model, by=self.config.tau**2),
+            }
+        if saved := ctx.restore():
+            model, first = saved["model"], saved["round"]
+            moments = {name: saved[name] for name in moments}
+        for round in range(first, self.config.rounds):
             updates = await self.round(ctx, round, model)
             if updates:
-                model = self.step(ctx, model, average(ctx, updates))
+                model, moments = self.step(ctx, model, average(ctx, updates), moments)
             metrics = ctx.evaluate(model)
             ctx.record(round=round, accuracy=metrics, loss=metrics, clients=len(updates))
-        await ctx.send(ctx.peers(), Assignment(round=self.config.rounds, model=model, last=True))
+            await ctx.checkpoint(round=round + 1, model=model, **moments)
+        self.result = Assignment(round=self.config.rounds, model=model, last=True)
+        await ctx.send(ctx.peers(), self.result)
         return model
+
+    @on(Back)
+    def resume(self, ctx: Context, client: int, message: Back) -> Assignment | None:
+        """Who comes back after the last round gets the result; others hear of the next round as everybody does."""
+        return self.result
 
     async def round(self, ctx: Context, round: int, model: Ref) -> dict[int, Update]:
         """Assign the model to this round's clients and hear them, at most ``sample`` of them."""
@@ -143,14 +165,15 @@ class FedAvg(Protocol):
         heard = await ctx.collect(Update, frm=clients, quorum=quorum, timeout_s=deadline_s, round=round)
         return {client: update for client, update in heard.items() if update.samples > 0}
 
-    def step(self, ctx: Context, model: Ref, mean: Ref) -> Ref:
-        """The next global model, from the current one and the clients' average."""
+    def step(self, ctx: Context, model: Ref, mean: Ref, moments: Mapping[str, Ref]) -> tuple[Ref, Mapping[str, Ref]]:
+        """The next global model and moments, from the current ones and the clients' average."""
         c = self.config
         if c.server == "average":
-            return mean
-        self.mean = ctx.apply(decayed_mean, self.mean, mean, model, beta=c.beta1)
-        self.square = ctx.apply(decayed_square, self.square, mean, model, beta=c.beta2)
-        return ctx.apply(adaptive_step, model, self.mean, self.square, lr=c.server_lr, tau=c.tau)
+            return mean, moments
+        first = ctx.apply(decayed_mean, moments["mean"], mean, model, beta=c.beta1)
+        second = ctx.apply(decayed_square, moments["square"], mean, model, beta=c.beta2)
+        stepped = ctx.apply(adaptive_step, model, first, second, lr=c.server_lr, tau=c.tau)
+        return stepped, {"mean": first, "square": second}
 
 
 def average(ctx: Context, updates: dict[int, Update]) -> Ref:

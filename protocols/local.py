@@ -20,9 +20,12 @@ class Local(Protocol):
 
     async def run(self, ctx: Context) -> Ref:
         """Train alone for all rounds."""
-        model = ctx.initial_model()
-        for round in range(self.config.rounds):
+        model, first = ctx.initial_model(), 0
+        if saved := ctx.restore():
+            model, first = saved["model"], saved["round"]
+        for round in range(first, self.config.rounds):
             model = await ctx.train(model)
             metrics = ctx.evaluate(model)
             ctx.record(round=round, accuracy=metrics, loss=metrics)
+            await ctx.checkpoint(round=round + 1, model=model)
         return model

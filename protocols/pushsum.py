@@ -36,8 +36,10 @@ class PushSum(Protocol):
     async def run(self, ctx: Context) -> Ref:
         """Take part in every round; the final model is the last estimate ``z`` of the average."""
         mass = estimate = ctx.initial_model()
-        weight = 1.0
-        for round in range(self.config.rounds):
+        weight, first = 1.0, 0
+        if saved := ctx.restore():
+            mass, estimate, weight, first = saved["mass"], saved["estimate"], saved["weight"], saved["round"]
+        for round in range(first, self.config.rounds):
             trained = await ctx.train(estimate)
             mass = ctx.apply(shift, mass, trained, estimate)
 
@@ -54,4 +56,5 @@ class PushSum(Protocol):
             estimate = ctx.apply(scale, mass, by=1.0 / weight)
             metrics = ctx.evaluate(estimate)
             ctx.record(round=round, accuracy=metrics, loss=metrics)
+            await ctx.checkpoint(round=round + 1, mass=mass, estimate=estimate, weight=weight)
         return estimate

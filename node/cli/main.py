@@ -64,20 +64,34 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Where to write; default: runs/NAME-TIME.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json on stdout, and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    sweeps: Annotated[
+        list[str] | None, typer.Option("--sweep", metavar="KEY=V1,V2", help="Run with each value; may be repeated.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what nodes do when, for trace viewers.")
+    ] = None,
     check_determinism: Annotated[
         bool, typer.Option("--check-determinism", help="Simulate twice and compare every event.")
     ] = False,
 ) -> None:
-    """Run one experiment with all its nodes."""
+    """Run one experiment with all its nodes, or, with --sweep, at every combination of some values."""
     from node.cli import running
 
     overrides = [*(sets or []), *([f"clock={clock.value}"] if clock else [])]
     if check_determinism:
-        if as_json or out:
-            raise ConfigError("--check-determinism writes nothing and prints one line; leave out --json and --out")
+        if as_json or out or sweeps or trace:
+            raise ConfigError(
+                "--check-determinism writes nothing and prints one line; leave out --json, --out, --sweep and --trace"
+            )
         typer.echo(running.check_determinism(experiment, overrides))
         return
-    summary, folder = running.run(experiment, overrides, out, quiet=quiet or as_json)
+    if sweeps:
+        if trace:
+            raise ConfigError("--trace is one run's file; with --sweep write --set record.trace=true, for one each")
+        from node.cli.sweeps import run_sweep
+
+        raise typer.Exit(run_sweep(experiment, overrides, sweeps, out, as_json=as_json, quiet=quiet))
+    summary, folder = running.run(experiment, overrides, out, quiet or as_json, trace)
     if as_json:
         typer.echo(json.dumps(summary))
     elif not quiet:
@@ -133,6 +147,23 @@ def stop(
 
 
 @app.command()
+def calibrate(
+    experiment: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled experiment.")],
+    out: Annotated[Path, typer.Option(help="The trace to write: .csv, .parquet or .json.")] = Path("devices.csv"),
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any key.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that train at once.")] = 1,
+) -> None:
+    """Measure how fast this machine trains, and write it as a trace of devices for simulations."""
+    from node.experiment.loading import load
+
+    config = load(experiment, sets or (), os.environ)
+    from node.experiment.calibrate import measure_and_write
+    from node.experiment.setup import prepare
+
+    typer.echo(measure_and_write(prepare(config), out, processes))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
@@ -140,7 +171,8 @@ def report(
     """Compare runs: a table here, plots in one HTML file."""
     from rich.console import Console
 
-    from node.cli.report import comparison_table, write_report
+    from node.cli.figures import comparison_table
+    from node.cli.report import write_report
     from node.cli.runs import load_run
 
     folders = [folder for folder in runs if (folder / "summary.json").exists()] or runs

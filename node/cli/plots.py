@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from node.cli.runs import Curve, Floats, Integers
+from node.timeline import ACTIVITIES, TRAINING, Timeline
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -44,6 +45,8 @@ _STYLE: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.8,
 }
+_ACTIVITIES = {"training": "#0f83c9", "sending": "#e69f00", "waiting": "#9aa5b13f", "offline": "#737373"}
+_NAMED_ROWS = 24  # rows of a timeline up to which each one has its node's number
 _BANDS = 3  # more bands than this hide one another
 _DOTS = 64  # nodes up to which each one is a dot of its own
 _POINTS_PER_UNIT = 110.0  # of a layout, which spans two units, in a picture of a network
@@ -140,6 +143,41 @@ def network(kind: str, nodes: int, edges: Edges, values: Mapping[int, float], la
     return _draw(paint, height=4.0)
 
 
+def activities(timeline: Timeline) -> str:
+    """What nodes did when: shares of all of them over time, and below what most nodes of each row did.
+
+    The busiest row is on top. The raster is one small image, so that the size depends on neither nodes nor events.
+    """
+    order = np.argsort(-timeline.shares[:, :, TRAINING] @ np.diff(timeline.edges_s), kind="stable")
+    shares = np.average(timeline.shares, axis=0, weights=timeline.nodes)
+    palette = np.array([_rgba(_ACTIVITIES[name]) for name in ACTIVITIES], dtype=np.uint8)
+    rows, end_s = order.size, timeline.edges_s[-1]
+
+    def paint(above: Any, below: Any) -> None:
+        middle_s = (timeline.edges_s[:-1] + timeline.edges_s[1:]) / 2
+        stacked = [shares[:, ACTIVITIES.index(name)] for name in _ACTIVITIES]
+        layers = above.stackplot(middle_s, stacked, colors=list(_ACTIVITIES.values()), linewidth=0)
+        above.legend(layers, list(_ACTIVITIES), ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+        above.set(ylim=(0, 1), ylabel="share", yticks=(0, 0.5, 1))
+        image = palette[timeline.shares[order].argmax(axis=2)]
+        below.imshow(image, aspect="auto", interpolation="none", extent=(0, end_s, rows, 0))
+        below.set(xlim=(0, end_s), xlabel="virtual time (s)", ylabel=_row_label(timeline), yticks=[])
+        if rows <= _NAMED_ROWS and timeline.nodes.max() == 1:
+            below.set_yticks(np.arange(rows) + 0.5, [str(node) for node in order])
+            below.tick_params(axis="y", length=0)
+
+    return _draw(paint, height=4.4, panels=(1.0, 2.6))
+
+
+def _row_label(timeline: Timeline) -> str:
+    groups, nodes = timeline.nodes.size, int(timeline.nodes.sum())
+    return "node" if groups == nodes else f"{nodes:,} nodes in {groups} groups"
+
+
+def _rgba(colour: str) -> list[int]:
+    return [int(part, 16) for part in re.findall("..", colour.removeprefix("#").ljust(8, "f"))]
+
+
 def _colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
@@ -197,15 +235,18 @@ def _layout(kind: str, nodes: int, edges: Edges) -> Floats:
     return np.array([places[node] for node in range(nodes)], dtype=np.float64)
 
 
-def _draw(paint: Callable[[Any], None], height: float = 3.0) -> str:
-    """What ``paint`` puts on a pair of axes 5 inches wide, as SVG for the inside of a page."""
+def _draw(paint: Callable[..., None], height: float = 3.0, panels: Sequence[float] = (1.0,)) -> str:
+    """What ``paint`` puts on axes 5 inches wide, as SVG for the inside of a page.
+
+    With several ``panels`` (their relative heights) ``paint`` gets as many axes, one above the other.
+    """
     from matplotlib import style
     from matplotlib.figure import Figure
 
     text = io.StringIO()
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=(5.0, height), layout="constrained")
-        paint(figure.add_subplot())
+        paint(*figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=panels)[:, 0])
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     return _inline(text.getvalue())

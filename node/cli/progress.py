@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -47,6 +49,7 @@ class Progress:
                 TextColumn("round {task.completed}/{task.total}"),
                 TextColumn("{task.fields[accuracy]}"),
                 TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[state]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 console=self._console,
@@ -54,7 +57,7 @@ class Progress:
             )
             self._bar.start()
             self._task = self._bar.add_task(
-                f"{self._name}, {self._nodes} nodes", total=self._rounds, accuracy="", rate=""
+                f"{self._name}, {self._nodes} nodes", total=self._rounds, accuracy="", rate="", state=""
             )
 
     def __exit__(
@@ -63,8 +66,13 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, time_s: float, recorder: Recorder) -> None:
-        """Show how far the run is. Cheap enough to be called often: it looks at the numbers a few times a second."""
+    def update(self, time_s: float, recorder: Recorder, state: Mapping[str, int] | None = None) -> None:
+        """Show how far the run is. Cheap enough to be called often: it looks at the numbers a few times a second.
+
+        Args:
+            time_s: the run's own time.
+            state: of a simulation: ``events``, tasks ``recorded`` and ``solved``, ``resident_bytes`` of this process.
+        """
         if self._quiet:
             return
         self._start()
@@ -77,13 +85,16 @@ class Progress:
         accuracies = recorder.latest("accuracy")
         mean = sum(accuracies.values()) / len(accuracies) if accuracies else None
         accuracy = f"accuracy {mean:.3f}" if mean is not None else ""
-        rate = f"{rounds / max(now - self._started_s, 1e-9):.1f} rounds/s"
+        elapsed_s = now - self._started_s
+        rate = f"{rounds / max(elapsed_s, 1e-9):.1f} rounds/s"
+        told = _told(state) if state else ""
         if self._bar is not None:
-            self._bar.update(self._task, completed=rounds, accuracy=accuracy, rate=rate)
-        else:
-            total = f"/{self._rounds}" if self._rounds else ""
-            parts = [f"{self._name}: round {rounds}{total}", accuracy, rate, f"{time_s:.1f} s"]
-            sys.stderr.write("  ".join(part for part in parts if part) + "\n")
+            self._bar.update(self._task, completed=rounds, accuracy=accuracy, rate=rate, state=told)
+            return
+        total = f"/{self._rounds}" if self._rounds else ""
+        left = _left(elapsed_s, rounds, self._rounds)
+        parts = [f"{self._name}: round {rounds}{total}", accuracy, rate, f"{time_s:.1f} s", told, left]
+        sys.stderr.write("  ".join(part for part in parts if part) + "\n")
 
     def note(self, text: str) -> None:
         """Say something that must not be missed: a node that died, say."""
@@ -93,3 +104,15 @@ class Progress:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             sys.stderr.write(text + "\n")
+
+
+def _told(state: Mapping[str, int]) -> str:
+    solved = f"{state['solved']:,} of {state['recorded']:,} tasks solved"
+    return f"{state['events']:,} events  {solved}  {state['resident_bytes'] / 1e6:,.0f} MB"
+
+
+def _left(elapsed_s: float, rounds: int, total: int | None) -> str:
+    """How long the rest takes if all rounds take as long as those until now."""
+    if not total or not rounds:
+        return ""
+    return f"about {timedelta(seconds=round(elapsed_s * max(total - rounds, 0) / rounds))} left"

@@ -1,4 +1,4 @@
-"""Runs in words, tables and pictures: one self-contained HTML file, and a table for the terminal.
+"""Runs in words, tables and pictures: one self-contained HTML file.
 
 Everything that comes from a run's folder is data: it is escaped before it becomes part of the page, and the page
 forbids scripts and anything from elsewhere.
@@ -6,31 +6,30 @@ forbids scripts and anything from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from node import topology
-from node.cli import plots
-from node.cli.runs import POINTS, Course, Curve, Floats, Run, Spread, disagreement, same_experiment
+from node.cli import figures, plots
+from node.cli.figures import Figure, count, difference, duration, labels, size
+from node.cli.runs import Course, Floats, Run, Summary, disagreement, same_experiment
 from node.config import TopologySection
 from node.errors import ConfigError
 
-_TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-_PICTURES = 6  # topologies drawn in one report
+_PICTURES = 6  # topologies, and timelines, drawn in one report
+_COLUMNS = 6  # runs up to which each one is a column of a table, and not a row
 _DRAWN_NODES = 400
 _DRAWN_EDGES = 4000
 _THROUGH_SERVER = frozenset({"fedavg"})  # protocols that use no topology: all traffic passes node 0
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <style>
 :root { color-scheme: light dark; --soft: #5b6570; --rule: #d5dae0; --bad: #b3261e }
 @media (prefers-color-scheme: dark) { :root { --soft: #9aa5b1; --rule: #3a424c; --bad: #ff8a80 } }
@@ -50,15 +49,6 @@ th { font-weight: 600 } pre { overflow-x: auto; white-space: pre-wrap; overflow-
 """
 
 
-class Figure(NamedTuple):
-    """One key figure: its text and, where runs can be compared by it, its number."""
-
-    text: str
-    number: float | None = None
-    relative: bool = True
-    """Whether a difference is told in per cent, not in the figure's own unit."""
-
-
 def write_report(runs: Sequence[Run], path: Path) -> None:
     """Write one HTML file about one run, or comparing several; the same runs give the same bytes.
 
@@ -71,11 +61,13 @@ def write_report(runs: Sequence[Run], path: Path) -> None:
     sent = [course and run.sent_until(course.over_time.x) for run, course in zip(runs, accuracy, strict=True)]
     parts = [
         f"{_HEAD}<title>{escape(title)}</title></head><body><main><h1>{escape(title)}</h1>",
-        *(_outcome(run, label) for run, label in zip(runs, _labels(runs), strict=True)),
-        _section("Key figures" if len(runs) == 1 else "Comparison", _figures_table(runs)),
+        *(_outcome(run, label) for run, label in zip(runs, labels(runs), strict=True)),
+        _section("Key figures" if len(runs) == 1 else "Comparison", _key_figures(runs)),
         _section("Real and simulated", *(_side_by_side(real, other) for real, other in _pairs(runs))),
         _section("Learning", _learning(runs, accuracy, sent)),
-        _section("Time and bytes to accuracy", _reached(runs, accuracy, sent)),
+        _section("Time and bytes to accuracy", _reached(runs)),
+        _section("What nodes did when", _timelines(runs)),
+        _section("Computation", _figures_table(runs, figures.graph_figures)),
         _section("Topology", _topologies(runs, accuracy)),
         _section("Configuration", _configurations(runs)),
         "</main></body></html>\n",
@@ -83,113 +75,21 @@ def write_report(runs: Sequence[Run], path: Path) -> None:
     path.write_text("\n".join(part for part in parts if part), encoding="utf-8", errors="xmlcharrefreplace")
 
 
-def comparison_table(runs: Sequence[Run]) -> Table:
-    """The key figures for the terminal: a row each, runs side by side."""
-    table = Table(title="Runs" if len(runs) > 1 else None)
-    table.add_column("")
-    for label in _labels(runs):
-        table.add_column(Text(_printable(label)))
-    for name, figures in _rows(runs):
-        table.add_row(Text(_printable(name)), *(Text(_printable(figure.text)) for figure in figures))
-    return table
-
-
-# Words and numbers
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """What tells the runs apart: the name if that is enough, else with the clock, else with the folder."""
-    names = [run.summary.name for run in runs]
-    clocks = [f"{run.summary.name} ({run.summary.clock})" for run in runs]
-    folders = [f"{run.summary.name} ({run.folder.name})" for run in runs]
-    paths = [str(run.folder) for run in runs]
-    return next((labels for labels in (names, clocks, folders) if len(set(labels)) == len(runs)), paths)
-
-
 def _outcome(run: Run, label: str) -> str:
     summary = run.summary
-    who = _count(summary.nodes, "real process" if summary.clock == "real" else "simulated node")
-    took = _seconds(summary.time_s) + (" of virtual time" if summary.clock == "virtual" else "")
+    who = count(summary.nodes, "real process" if summary.clock == "real" else "simulated node")
+    took = duration(summary.time_s) + (" of virtual time" if summary.clock == "virtual" else "")
     accuracy = summary.metrics.get("accuracy")
     mean = accuracy.mean if accuracy else None
     if summary.status == "finished":
         reached = f"reached {mean:.3f} mean test accuracy in" if mean is not None else "finished"
-        text = f"{who} {reached} {_count(summary.rounds, 'round')}, {took}."
+        text = f"{who} {reached} {count(summary.rounds, 'round')}, {took}."
         return f'<p class="outcome"><b>{escape(label)}</b>: {escape(text)}</p>'
     what = "failed" if summary.status == "failed" else "was interrupted"
     until = f" Mean test accuracy until then: {mean:.3f}." if mean is not None else ""
     text = f"The run of {who} {what} after {took}.{until} What was measured so far is below."
     why = f"<pre>{escape(summary.error)}</pre>" if summary.error else ""
     return f'<div class="outcome bad"><b>{escape(label)}</b>: {escape(text)}{why}</div>'
-
-
-def _count(number: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
-def _seconds(seconds: float) -> str:
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.1f} s"
-
-
-def _bytes(number: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.4g} {unit}"
-    return f"{number:,.0f} B"
-
-
-def _spread(spread: Spread) -> str:
-    mean, std, low, high = ("–" if v is None else f"{v:.4g}" for v in (spread.mean, spread.std, spread.min, spread.max))
-    return f"{mean} ± {std} ({low} to {high})"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "�" for char in text)
-
-
-def _figures(run: Run) -> dict[str, Figure]:
-    summary = run.summary
-    first = {
-        "name": Figure(summary.name),
-        "clock": Figure(summary.clock),
-        "protocol": Figure(summary.protocol),
-        "status": Figure(summary.status),
-        "seed": Figure(str(summary.seed)),
-        "nodes": Figure(f"{summary.nodes:,}", summary.nodes),
-        "rounds": Figure(f"{summary.rounds:,}", summary.rounds),
-    }
-    names = sorted(summary.metrics, key=lambda name: (name != "accuracy", name))
-    metrics = {name: Figure(_spread(summary.metrics[name]), summary.metrics[name].mean, False) for name in names}
-    last = {
-        "time": Figure(_seconds(summary.time_s), summary.time_s),
-        "wall time": Figure(_seconds(summary.wall_s), summary.wall_s),
-        "messages": Figure(f"{summary.messages:,}", summary.messages),
-        "bytes sent": Figure(_bytes(summary.bytes_sent), summary.bytes_sent),
-        "events": Figure(f"{summary.events:,}", summary.events),
-        "tasks": Figure(f"{summary.tasks:,}", summary.tasks),
-        "peak memory": Figure(_bytes(summary.peak_rss_bytes), summary.peak_rss_bytes),
-    }
-    return {**first, **metrics, **last}
-
-
-def _rows(runs: Sequence[Run]) -> list[tuple[str, list[Figure]]]:
-    """Each key figure that any run has, with every run's own."""
-    every = [_figures(run) for run in runs]
-    widest = max(every, key=len, default={})
-    names = [*widest, *(name for figures in every for name in figures if name not in widest)]
-    return [(name, [figures.get(name, Figure("–")) for figures in every]) for name in dict.fromkeys(names)]
-
-
-def _difference(figure: Figure, base: Figure) -> str:
-    if figure.number is None or base.number is None or figure.number == base.number:
-        return ""
-    if not figure.relative:
-        return f"{figure.number - base.number:+.3g}"
-    return f"{figure.number / base.number - 1:+.1%}" if base.number else ""
 
 
 # Sections
@@ -207,14 +107,29 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
-def _figures_table(runs: Sequence[Run]) -> str:
-    def cells(figures: list[Figure]) -> list[str]:
-        differences = [_difference(figure, figures[0]) for figure in figures]
-        return [f.text + (f" ({d})" if d else "") for f, d in zip(figures, differences, strict=True)]
-
+def _key_figures(runs: Sequence[Run]) -> str:
     note = '<p class="soft">Metrics: mean ± standard deviation (smallest to largest) over nodes.'
     note += " In brackets behind a figure: the difference from the first run.</p>" if len(runs) > 1 else "</p>"
-    return _table(["", *_labels(runs)], ([name, *cells(figures)] for name, figures in _rows(runs))) + note
+    return _figures_table(runs, figures.key_figures) + note
+
+
+def _figures_table(runs: Sequence[Run], figures_of: Callable[[Summary], dict[str, Figure]]) -> str:
+    """Figures of all runs; many runs are rows, because a page has room for those."""
+
+    def cells(told: list[Figure]) -> list[str]:
+        differences = [difference(figure, told[0]) for figure in told]
+        return [f.text + (f" ({d})" if d else "") for f, d in zip(told, differences, strict=True)]
+
+    rows = [[name, *cells(told)] for name, told in figures.compared(runs, figures_of)]
+    return _runs_table("", runs, rows) if rows else ""
+
+
+def _runs_table(corner: str, runs: Sequence[Run], rows: Sequence[Sequence[str]]) -> str:
+    """A table with a column for each run, or turned around where there are many."""
+    table: list[Sequence[str]] = [[corner, *labels(runs)], *rows]
+    if len(runs) > _COLUMNS:
+        table = list(zip(*table, strict=True))
+    return _table(table[0], table[1:])
 
 
 def _pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -226,8 +141,8 @@ def _pairs(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 def _side_by_side(real: Run, simulated: Run) -> str:
     shown = ("accuracy", "rounds", "messages", "bytes sent", "time")
-    rows = [(name, figures) for name, figures in _rows([real, simulated]) if name in shown]
-    cells = [(name, one.text, two.text, _difference(two, one)) for name, (one, two) in rows]
+    rows = [row for row in figures.compared([real, simulated], figures.key_figures) if row[0] in shown]
+    cells = [(name, one.text, two.text, difference(two, one)) for name, (one, two) in rows]
     sentences = " ".join(_agreement(real, simulated))
     table = _table(("", "real", "simulated", "difference"), cells)
     return f"<h3>{escape(real.summary.name)}</h3>{table}<p>{escape(sentences)}</p>"
@@ -262,12 +177,12 @@ def _learning(runs: Sequence[Run], accuracy: Sequence[Course | None], sent: Sequ
     if not pictures:
         return "<p>No accuracy and no loss was recorded.</p>"
     legend = _legend(runs) if len(runs) > 1 else ""
-    figures = "".join(f"<figure><h3>{title}</h3>{legend}{picture}</figure>" for title, picture in pictures)
+    drawn = "".join(f"<figure><h3>{title}</h3>{legend}{picture}</figure>" for title, picture in pictures)
     note = "Lines: mean over nodes. Bands: 10th to 90th percentile. Thin lines: lowest and highest node. "
     note += "Spread: the dashed line or large dot is the median."
     left_out = sum(course.left_out for course in (*accuracy, *loss) if course)
-    note += f" {_count(left_out, 'recorded value')} left out: infinite or not a number." if left_out else ""
-    return f'<div class="grid">{figures}</div><p class="soft">{note}</p>'
+    note += f" {count(left_out, 'recorded value')} left out: infinite or not a number." if left_out else ""
+    return f'<div class="grid">{drawn}</div><p class="soft">{note}</p>'
 
 
 def _over_rounds_and_time(metric: str, courses: Sequence[Course | None], time: str) -> list[tuple[str, str]]:
@@ -300,40 +215,66 @@ def _over_nodes(courses: Sequence[Course | None]) -> list[tuple[str, str]]:
 
 
 def _legend(runs: Sequence[Run]) -> str:
-    labels = (f"<span>{plots.swatch(i)}{escape(label)}</span> " for i, label in enumerate(_labels(runs)))
-    return f'<div class="legend">{"".join(labels)}</div>'
+    entries = (f"<span>{plots.swatch(i)}{escape(label)}</span> " for i, label in enumerate(labels(runs)))
+    return f'<div class="legend">{"".join(entries)}</div>'
 
 
-def _reached(runs: Sequence[Run], courses: Sequence[Course | None], sent: Sequence[Floats | None]) -> str:
-    """When the mean over all nodes, and their worst tenth, first reached each target, and at what cost."""
-    known = [(label, c.over_time, until) for label, c, until in zip(_labels(runs), courses, sent, strict=True) if c]
-    targets = [t for t in _TARGETS if any(curve.first(t) is not None for _, curve, _ in known)][-4:]
-    rows = [(label, f"{t:g}", *_costs(curve, until, t)) for t in targets for label, curve, until in known]
+def _reached(runs: Sequence[Run]) -> str:
+    """When the mean over all nodes, and all but their worst tenth, first reached each target, and at what cost."""
+    rows = [
+        (label, target, *_costs(run.summary, target))
+        for target in sorted({target for run in runs for target in run.summary.time_to_accuracy_s}, key=float)
+        for label, run in zip(labels(runs), runs, strict=True)
+        if target in run.summary.time_to_accuracy_s and "accuracy" in run.summary.metrics
+    ]
     if not rows:
         return ""
-    header = ("run", "accuracy", "mean over nodes", "worst tenth of nodes", "bytes sent until the mean")
+    header = ("run", "accuracy", "mean over nodes", "sent by then", "all but the worst tenth", "sent by then")
     note = (
-        f"Looked up at every recorded time (at {POINTS} evenly spaced times where there are more), not interpolated; "
+        "Looked up at every time at which a node recorded accuracy, not interpolated; counts once every node that "
+        "records accuracy has done so. Bytes: of the nodes that record."
     )
-    note += "a mean counts once every node that records accuracy has done so."
     return _table(header, rows) + f'<p class="soft">{note}</p>'
 
 
-def _costs(curve: Curve, sent: Floats | None, target: float) -> tuple[str, str, str]:
-    mean, worst = curve.first(target), curve.first(target, worst_decile=True)
-    return (
-        "not reached" if mean is None else _seconds(curve.x[mean]),
-        "not reached" if worst is None else _seconds(curve.x[worst]),
-        "–" if mean is None or sent is None else _bytes(sent[mean]),
+def _costs(summary: Summary, target: str) -> Iterator[str]:
+    for times, costs in (
+        (summary.time_to_accuracy_s, summary.bytes_to_accuracy),
+        (summary.time_to_accuracy_worst_decile_s, summary.bytes_to_accuracy_worst_decile),
+    ):
+        time_s, sent = times.get(target), costs.get(target)
+        yield "not reached" if time_s is None else duration(time_s)
+        yield "–" if sent is None else size(sent)
+
+
+def _timelines(runs: Sequence[Run]) -> str:
+    """What nodes did when, run by run, on one page with what share of their time it took."""
+    known = [(label, run, run.timeline()) for label, run in zip(labels(runs), runs, strict=True)]
+    watched = [(label, run, timeline) for label, run, timeline in known if timeline is not None]
+    if not watched:
+        return ""
+    drawn = "".join(
+        f"<figure><h3>{escape(label)}</h3>{plots.activities(timeline)}"
+        f"<figcaption>{escape(_shares(run.summary))}</figcaption></figure>"
+        for label, run, timeline in watched[:_PICTURES]
     )
+    note = "Above: shares of all nodes. Below: a row for each node, or group of nodes, the busiest on top; "
+    note += "the colour is what most of them did."
+    note += f" The first {_PICTURES} runs are drawn." if len(watched) > _PICTURES else ""
+    return f'<div class="grid">{drawn}</div><p class="soft">{note}</p>'
+
+
+def _shares(summary: Summary) -> str:
+    shares = summary.usage.shares if summary.usage else {}
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 
 def _topologies(runs: Sequence[Run], courses: Sequence[Course | None]) -> str:
-    drawn = list(zip(runs, _labels(runs), courses, strict=True))[:_PICTURES]
-    figures = (f"<figure><h3>{escape(label)}</h3>{_topology(run, course)}</figure>" for run, label, course in drawn)
+    drawn = list(zip(runs, labels(runs), courses, strict=True))[:_PICTURES]
+    pictures = (f"<figure><h3>{escape(label)}</h3>{_topology(run, course)}</figure>" for run, label, course in drawn)
     rest = len(runs) - len(drawn)
     note = f'<p class="soft">The first {_PICTURES} runs are drawn.</p>' if rest else ""
-    return f'<div class="grid">{"".join(figures)}</div>{note}'
+    return f'<div class="grid">{"".join(pictures)}</div>{note}'
 
 
 def _topology(run: Run, course: Course | None) -> str:
@@ -352,14 +293,14 @@ def _topology(run: Run, course: Course | None) -> str:
         return f"<p>Not drawn: {len(edges):,} edges are more than the {_DRAWN_EDGES:,} that a picture can show.</p>"
     values = dict(zip(course.nodes.tolist(), course.final.tolist(), strict=True)) if course else {}
     picture = plots.network(graph.kind, nodes, edges, values, "final accuracy", directed=graph.directed)
-    what = "All traffic passes the server, node 0." if served else f"{graph.kind}: {_count(len(edges), 'edge')}."
+    what = "All traffic passes the server, node 0." if served else f"{graph.kind}: {count(len(edges), 'edge')}."
     fresh = " This is round 0; the graph changes every round." if graph.fresh else ""
     hollow = " Hollow nodes recorded no accuracy." if len(values) < nodes else ""
     return f"{picture}<figcaption>{escape(what)}{fresh}{hollow}</figcaption>"
 
 
 def _configurations(runs: Sequence[Run]) -> str:
-    texts = zip(_labels(runs), (run.toml for run in runs), strict=True)
+    texts = zip(labels(runs), (run.toml for run in runs), strict=True)
     folded = (
         f"<details><summary>{escape(label)}</summary><pre>{escape(text)}</pre></details>" for label, text in texts
     )
@@ -372,7 +313,7 @@ def _config_differences(runs: Sequence[Run]) -> str:
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = [(key, *(str(values.get(key, "–")) for values in flat)) for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
-    return _table(("differing key", *_labels(runs)), differing) if differing else ""
+    return _runs_table("differing key", runs, differing) if differing else ""
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,45 +7,69 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from node.cli.figures import duration, size
 from node.cli.progress import Progress
+from node.config import ExperimentConfig
 from node.errors import ConfigError, Nondeterminism, StarlingError
 from node.experiment.loading import load
 from node.tape import first_difference
 
 
-def run(experiment: str, overrides: Sequence[str], out: Path | None, quiet: bool) -> tuple[dict[str, Any], Path]:
-    """Run an experiment and write its folder; gives the summary and the folder."""
+def run(
+    experiment: str, overrides: Sequence[str], out: Path | None, quiet: bool, trace: Path | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Run an experiment and write its folder; gives the summary and the folder.
+
+    Args:
+        trace: a file for what every node did when, in the Chrome trace format.
+    """
     config = load(experiment, overrides, os.environ)
+    _check_trace(config, trace)
     # Only now: importing torch takes seconds, and most mistakes are found without it.
-    from node.experiment.result import run_folder, write_run
+    from node.experiment.folder import TRACE, run_folder
+    from node.experiment.result import write_run
     from node.experiment.setup import prepare
 
     setup = prepare(config)
     folder = run_folder(out, config.name)
-    with _sigterm_as_ctrl_c(), Progress(config, quiet) as progress:
+    trace = trace or (folder / TRACE if config.record.trace else None)
+    with sigterm_as_ctrl_c(), Progress(config, quiet) as progress:
         if config.clock == "virtual":
             from node.experiment.virtual import run_virtual
+            from node.sim.chrome_trace import ChromeTrace
 
-            result = run_virtual(setup, progress.update)
+            with ChromeTrace(trace, config.nodes) if trace else nullcontext() as watcher:
+                result = run_virtual(setup, progress.update, watcher=watcher)
         else:
             from node.experiment.real import run_real
 
             result = run_real(setup, folder, progress.update, progress.note)
-    summary = write_run(folder, setup, result, _report)
+    try:
+        summary = write_run(folder, setup, result, _report)
+    finally:
+        result.close()
     if result.status != "finished":
         typer.echo(f"starling: {result.status}: {result.error}", err=True)
     return summary, folder
 
 
+def _check_trace(config: ExperimentConfig, trace: Path | None) -> None:
+    if config.clock == "real" and (trace or config.record.trace):
+        key = f"--trace {trace}" if trace else "record.trace"
+        raise ConfigError(f"{key}: only the virtual clock is traced; allowed: --clock virtual")
+    if trace and not trace.resolve().parent.is_dir():
+        raise ConfigError(f"--trace {trace}: there is no folder {trace.resolve().parent}")
+
+
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def sigterm_as_ctrl_c() -> Iterator[None]:
     """What was measured is kept, whoever ends a run."""
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -77,9 +101,30 @@ def tell_outcome(summary: dict[str, Any], folder: Path) -> None:
         f"  {summary['time_s']:.2f} s {'real' if summary['clock'] == 'real' else 'virtual'} time, "
         f"{summary['wall_s']:.2f} s in all; {summary['messages']} messages, {summary['bytes_sent'] / 1e6:.1f} MB"
     )
+    for line in _costs(summary):
+        typer.echo(f"  {line}")
     for node, how in summary["lost"].items():
         typer.echo(f"  node {node} {how}")
     typer.echo(f"  results: {folder}/  (report.html, summary.json, metrics.parquet)")
+
+
+def _costs(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What it took to get there, as far as that is known."""
+    times, sent = summary["time_to_accuracy_s"], summary["bytes_to_accuracy"]
+    if any(time_s is not None for time_s in times.values()):
+        yield "accuracy " + ", ".join(_reached(target, times[target], sent[target]) for target in times)
+    if "usage" in summary:
+        hours, busy = summary["usage"]["device_hours"], summary["usage"]["utilisation"]["mean"]
+        wasted = f"{hours['lost']:.4g} lost, {hours['discarded']:.4g} discarded"
+        yield f"{hours['total']:.4g} device hours ({wasted}); devices train {busy:.1%} of their time online"
+    if discarded := summary.get("graph", {}).get("discarded_trainings"):
+        yield f"{discarded:,} updates discarded, never trained"
+
+
+def _reached(target: str, time_s: float | None, sent: float | None) -> str:
+    if time_s is None:
+        return f"{target} not reached"
+    return f"{target} after {duration(time_s)}" + (f" and {size(sent)}" if sent is not None else "")
 
 
 def check_determinism(experiment: str, overrides: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from node.config import ExperimentConfig
 from node.errors import ConfigError
+from node.experiment.folder import TIMELINE
+from node.timeline import Timeline
 
 POINTS = 240
 """Most points of one curve: what keeps a report small, however long the run was."""
@@ -36,6 +38,37 @@ class Spread(BaseModel):
     std: float | None
     min: float | None
     max: float | None
+
+
+class DeviceHours(BaseModel):
+    """Time that devices trained, and how much of it was for nothing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    total: float
+    lost: float
+    discarded: float
+
+
+class Range(BaseModel):
+    """A figure over nodes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: float
+    min: float
+    max: float
+
+
+class UsageSummary(BaseModel):
+    """What nodes spent their time on, as :meth:`node.usage.Usage.summary` gives it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device_hours: DeviceHours
+    online_hours: float
+    utilisation: Range
+    shares: dict[str, float]
 
 
 class Summary(BaseModel):
@@ -61,6 +94,13 @@ class Summary(BaseModel):
     error: str | None
     event_hash: str | None
     metrics: dict[str, Spread]
+    run_hash: str | None = None
+    time_to_accuracy_s: dict[str, float | None] = {}
+    bytes_to_accuracy: dict[str, float | None] = {}
+    time_to_accuracy_worst_decile_s: dict[str, float | None] = {}
+    bytes_to_accuracy_worst_decile: dict[str, float | None] = {}
+    usage: UsageSummary | None = None
+    graph: dict[str, int | float | str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -73,14 +113,6 @@ class Curve:
     p90: Floats
     min: Floats
     max: Floats
-    complete: NDArray[np.bool_]
-    """Whether every node that records this metric at all counts at that position."""
-
-    def first(self, target: float, *, worst_decile: bool = False) -> int | None:
-        """The first position where the mean (or the 10th percentile) over all nodes reaches ``target``, or None."""
-        values = self.p10 if worst_decile else self.mean
-        reached = np.flatnonzero((values >= target) & self.complete)
-        return int(reached[0]) if reached.size else None
 
 
 @dataclass(frozen=True)
@@ -104,8 +136,7 @@ class Samples:
         ends = np.append(starts[1:], order.size)
         chosen = np.unique(np.linspace(0, rounds.size - 1, min(rounds.size, POINTS)).astype(np.int64))
         groups = [self.value[order[starts[i] : ends[i]]] for i in chosen]
-        nodes = np.unique(self.node).size
-        return _curve(rounds[chosen].astype(np.float64), groups, nodes)
+        return _curve(rounds[chosen].astype(np.float64), groups)
 
     def over_time(self) -> Curve:
         """Over nodes at equal times, each node holding its latest value from its first one on.
@@ -126,7 +157,7 @@ class Samples:
             if 2 * seen.size >= nodes.size:
                 kept.append(time_s)
                 groups.append(seen)
-        return _curve(np.array(kept), groups, nodes.size)
+        return _curve(np.array(kept), groups)
 
     def increases(self) -> Floats:
         """By how much each value exceeds the same node's last one before it; a node's first counts whole."""
@@ -203,6 +234,14 @@ class Run:
         sums = np.concatenate([[0.0], np.cumsum(amounts)])
         return np.asarray(sums[np.searchsorted(samples.time_s, times_s, side="right")])
 
+    def timeline(self) -> Timeline | None:
+        """What nodes did when; None where nobody watched. Raises ConfigError for a broken file."""
+        path = self.folder / TIMELINE
+        if not path.is_file():
+            return None
+        with _reading(path):
+            return Timeline.read(path)
+
 
 def load_run(folder: Path) -> Run:
     """Read a run's folder; ConfigError names the file that is missing or broken."""
@@ -246,11 +285,10 @@ def disagreement(metric: str, one: Run, other: Run) -> str:
     return f"{metric} differs on {apart.sum():,} of {nodes.size:,} nodes, by at most {most:.3g}"
 
 
-def _curve(x: Floats, groups: list[Floats], nodes: int) -> Curve:
+def _curve(x: Floats, groups: list[Floats]) -> Curve:
     rows = [(group.mean(), *np.percentile(group, (10, 90)), group.min(), group.max()) for group in groups]
     mean, p10, p90, low, high = np.array(rows, dtype=np.float64).reshape(-1, 5).T
-    complete = np.array([group.size >= nodes for group in groups], dtype=np.bool_)
-    return Curve(x, mean, p10, p90, low, high, complete)
+    return Curve(x, mean, p10, p90, low, high)
 
 
 def _check_columns(path: Path) -> None:

@@ -20,7 +20,7 @@ def main(experiment: str, tape: str, *overrides: str) -> int:
     try:
         setup = prepare(load(experiment, overrides, os.environ))
         with Path(tape).open("wb") as file:
-            result = run_virtual(setup, lambda time_s, recorder: None, sink=file.write)
+            result = run_virtual(setup, lambda time_s, recorder, state: None, sink=file.write)
     except StarlingError as error:
         sys.stderr.write(f"{error}\n")
         return 3

@@ -28,20 +28,21 @@ class ExecutorSection(Section):
     """Processes of ``processes``, or of the cluster that ``dask`` starts; 0: one for each core."""
     address: str = ""
     """Scheduler of a running Dask cluster (``tcp://host:port``); empty: one is started on this machine."""
-    kernel: Literal["auto", "loop", "vmap", "stacked"] = "auto"
+    kernel: Literal["auto", "loop", "vmap", "stacked", "channels-last"] = "auto"
     """How ``batched`` trains: ``auto`` times what there is for the model and takes the fastest."""
     device: str = "cpu"
     """Where ``batched`` computes: ``cpu``, or ``cuda`` where torch has it."""
     window_tasks: int = Field(0, ge=0)
     """Recorded tasks after which a simulation solves what is wanted so far; 0: about two rounds of all nodes."""
     memory_bytes: int = Field(0, ge=0)
-    """Budget for the values of the compute graph; past it they go to a file. 0: none."""
+    """Budget for the models of a simulation's compute graph; past it they go to a file. Metrics, and the buffers of
+    kernels, do not count. 0: none."""
     spill_folder: str = ""
     """Where that file is; empty: the system's folder for temporary files."""
     deduplicate: bool = True
     """Solve equal tasks on equal inputs once."""
     fuse: bool = True
-    """Train in the buffer that a mix has just been made in, where nobody else reads it."""
+    """Solve in smaller batches, and train what has just been mixed at once, so that fewer models are alive."""
     cache: str = ""
     """Folder that keeps solved values: a run that shares a beginning with an earlier one, or with one that was killed,
     does not solve it again. Empty: none."""

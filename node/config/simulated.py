@@ -1,4 +1,5 @@
-"""The simulated world: what devices, links and availability are like. Only the virtual clock reads these tables."""
+"""The simulated world: what devices, links and availability are like. Real runs read links' rates and latency, where
+``network.pace`` holds them to those; the rest is the virtual clock's."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from node.experiment.cards import CardFolder, network_of
 from node.experiment.joining import Joining
 from node.experiment.loading import digest
 from node.experiment.nodefile import Address, NodeFile
-from node.experiment.participant import Participant
+from node.experiment.participant import Participant, paces
 from node.experiment.result import write_run
 from node.experiment.setup import Setup, prepare
 from node.experiment.standing import Phase, Standing, Watched
@@ -120,6 +120,7 @@ class Daemon:
         self._log = structlog.get_logger(node=settings.node)
         self._rendezvous = Rendezvous(node for node in range(config.nodes) if node != settings.node)
         listen = Address.parse(settings.listen)
+        rates = paces(config)
         self._transport = Transport(
             settings.node,
             state.identity,
@@ -128,6 +129,7 @@ class Daemon:
             on_back=self._rendezvous.regain,
             listen=_resolved(listen.host),
             port=listen.port,
+            pace=rates[settings.node] if rates else None,
         )
         self._rendezvous.transport = self._transport
         self.standing = Standing(settings, config, self._transport, Watched(setup.executor()))

@@ -21,6 +21,15 @@ _PREFIX = "STARLING_"
 NODE_PREFIX = "STARLING_NODE__"
 """Begins what overrides a node's own file, which no experiment knows."""
 _FILE_SUFFIXES = (".csv", ".npz", ".parquet")
+_PATHS = (
+    ("topology", "path"),
+    ("data", "name"),
+    ("devices", "trace"),
+    ("network", "latency_s", "matrix"),
+    ("churn", "trace"),
+    ("executor", "cache"),
+    ("executor", "spill_folder"),
+)
 _FORM = re.compile(r"[a-z-]+\[.+\]")
 """What pydantic puts into a place to say which form of a value it tried."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -109,12 +118,14 @@ def _read(experiment: str) -> tuple[str, str]:
 
 def _make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
     """Paths in a file are relative to it, others to the current folder: a run's copy means the same from everywhere."""
-    for table, key in (("topology", "path"), ("data", "name")):
-        section = values.get(table)
-        if isinstance(section, dict) and isinstance(name := section.get(key), str) and name:
-            is_path = key == "path" or name.endswith(_FILE_SUFFIXES)
+    for place in _PATHS:
+        section: Any = values
+        for key in place[:-1]:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(name := section.get(place[-1]), str) and name:
+            is_path = name.endswith(_FILE_SUFFIXES) if place == ("data", "name") else name != "phones"
             if is_path and not Path(name).is_absolute():
-                section[key] = str((folder / name).resolve())
+                section[place[-1]] = str((folder / name).resolve())
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[list[str], Any]]:

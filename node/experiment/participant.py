@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from node.config import ExperimentConfig
+from node.errors import ConfigError
 from node.experiment.result import Result
 from node.experiment.setup import Setup
 from node.experiment.virtual import peak_rss_bytes
 from node.learn import tensors
 from node.live.checkpoints import Checkpoints
+from node.live.pacing import Pace
 from node.live.transport import Transport
 from node.live.world import LiveWorld, Tensors
 from node.op import Value
 from node.record import Recorder
+from node.sim import devices
+from node.sim.draws import per_node
 from node.solver import Executor
 from node.tape import Tape
 
 TENSORS = Tensors(tensors.to_buffer, tensors.from_buffer)
+
+
+def paces(config: ExperimentConfig) -> list[Pace] | None:
+    """What each node's links are held to in a real run, the same as in a simulation; None where they are not.
+
+    Raises:
+        ConfigError: the latency is not one number, or the devices' trace is wrong.
+    """
+    network, nodes, seed = config.network, config.nodes, config.seed
+    if not network.pace:
+        return None
+    if not isinstance(network.latency_s, float):
+        raise ConfigError("network.latency_s: a real run's links can be held to one number of seconds; write a number")
+    traced = devices.build(config.devices, nodes, seed, 1.0, 1.0, config.training.batch_size)  # its times do not matter
+    ups_bps = traced.up_bps or per_node(network.up_bps, nodes, seed, "up_bps")
+    downs_bps = traced.down_bps or per_node(network.down_bps, nodes, seed, "down_bps")
+    return [Pace(up_bps, down_bps, network.latency_s) for up_bps, down_bps in zip(ups_bps, downs_bps, strict=True)]
 
 
 class Participant:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from node.experiment.participant import Participant
+from node.experiment.participant import Participant, paces
 from node.experiment.result import Result
 from node.experiment.setup import Setup
 from node.experiment.virtual import Progress, peak_rss_bytes
@@ -23,6 +23,7 @@ from node.learn import tensors
 from node.live import supervisor
 from node.live.channel import Alive, Begin, Channel, Failed, Finished, Measured, Shown, Stop, Work
 from node.live.checkpoints import Checkpoints
+from node.live.pacing import Pace
 from node.live.transport import Transport
 from node.op import Value
 from node.record import Recorder, Row
@@ -38,7 +39,11 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
     Args:
         folder: the run's; logs of nodes that had something to say stay in ``logs/``.
         note: told in words of what must not be missed.
+
+    Raises:
+        ConfigError: the experiment's links cannot be paced.
     """
+    paced = paces(setup.config)
     started_s = time.monotonic()
     result = Result(Recorder())
     network = f"{setup.config.name}-{secrets.token_hex(8)}"
@@ -46,7 +51,9 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
     try:
         _warm_up(setup)
         children = supervisor.fork_all(
-            setup.config.nodes, lambda node, end: _child(setup, network, node, end), folder / "logs"
+            setup.config.nodes,
+            lambda node, end: _child(setup, network, node, end, None if paced is None else paced[node]),
+            folder / "logs",
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_supervise(setup, children, result, progress, note))
@@ -103,14 +110,15 @@ async def _supervise(
 async def _tell(watch: supervisor.Supervisor, recorder: Recorder, progress: Progress) -> None:
     while True:
         await asyncio.sleep(_TELL_EVERY_S)
-        progress(time.monotonic() - watch.started_s if watch.started_s else 0.0, recorder)
+        progress(time.monotonic() - watch.started_s if watch.started_s else 0.0, recorder, {})
 
 
 def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> None:
     finished = [(child.node, child.finished) for child in children if child.finished is not None]
-    for node, said in finished:
-        if said.model is not None:
-            result.models[node] = tensors.from_buffer(bytearray(said.model), setup.workload.model_spec)
+    spec = setup.workload.model_spec
+    result.models = {
+        node: tensors.from_buffer(bytearray(said.model), spec) for node, said in finished if said.model is not None
+    }
     reports = [said for _, said in finished]
     if reports and result.status == "finished":
         result.time_s = max(said.time_s for said in reports)
@@ -127,12 +135,13 @@ def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> N
 
 def _warm_up(setup: Setup) -> None:
     """Do once, before the fork, what every child would otherwise import and allocate for itself."""
-    setup.workload.warm_up()
+    batched = setup.config.executor.kind == "batched"
+    setup.workload.warm_up(batched)
     identity = Identity.generate()
     Roster([Card.from_bytes(identity.card(0, "tcp://127.0.0.1:1", "warm-up").to_bytes())])
     psutil.Process().memory_full_info()
     with ThreadPoolExecutor(1) as worker:
-        worker.submit(setup.workload.warm_up).result()
+        worker.submit(setup.workload.warm_up, batched).result()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.sleep(0))
 
@@ -140,12 +149,12 @@ def _warm_up(setup: Setup) -> None:
 # In the child
 
 
-def _child(setup: Setup, network: str, node: int, end: socket.socket) -> int:
+def _child(setup: Setup, network: str, node: int, end: socket.socket, pace: Pace | None) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_take_part(setup, network, node, end))
+        return runner.run(_take_part(setup, network, node, end, pace))
 
 
-async def _take_part(setup: Setup, network: str, node: int, end: socket.socket) -> int:
+async def _take_part(setup: Setup, network: str, node: int, end: socket.socket, pace: Pace | None) -> int:
     main = asyncio.current_task()
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
@@ -164,7 +173,7 @@ async def _take_part(setup: Setup, network: str, node: int, end: socket.socket) 
     participant = Participant(setup, node, checkpoints=Checkpoints(None), on_settled=settled)
     world = participant.world
     identity = Identity.generate()
-    transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose, on_back=world.regain)
+    transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose, on_back=world.regain, pace=pace)
     transport.start()
     orders = asyncio.create_task(_obey(channel, main))
     alive = asyncio.create_task(_say_alive(channel))

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tomli_w
 
-from node.errors import ConfigError, StoreError
+from node.errors import StoreError
+from node.experiment.folder import TIMELINE
 from node.experiment.loading import digest
 from node.experiment.setup import Setup
+from node.experiment.targets import Course, summarised
 from node.learn.tensors import save_model
-from node.op import Value
+from node.op import Ref, Value
 from node.record import Recorder, spread
+from node.solver import Solver
 from node.tape import events_of
+from node.timeline import Timeline
 
 SCHEMA = 1
-_FILES = ("summary.json", "experiment.toml", "metrics.parquet", "events.jsonl", "report.html")
 
 
 @dataclass
@@ -33,8 +36,9 @@ class Result:
     status: str = "running"
     """``finished``, ``failed`` or ``interrupted``."""
     error: str | None = None
-    models: dict[int, Value] = field(default_factory=dict)
+    models: Mapping[int, Value] = field(default_factory=dict)
     """Final models by node, flat."""
+    on_close: Callable[[], None] = lambda: None
     time_s: float = 0.0
     """Virtual seconds, or real ones since all nodes were ready."""
     wall_s: float = 0.0
@@ -50,6 +54,20 @@ class Result:
     peak_rss_bytes: int = 0
     lost: dict[int, str] = field(default_factory=dict)
     """Nodes that died, and how."""
+    run_hash: str | None = None
+    """A hash of events and results: equal where two runs were."""
+    usage: dict[str, Any] = field(default_factory=dict)
+    """What nodes spent their time on (:meth:`node.usage.Usage.summary`); empty where nobody watched."""
+    graph: dict[str, Any] = field(default_factory=dict)
+    """Counters of the compute graph: recorded, solved, skipped, discarded_trainings (never trained, because nobody read
+    the update), batched_calls, mean_batch, peak_resident_bytes, spilled_bytes, unspilled_bytes, forced_solves,
+    forced_s, kernel."""
+    timeline: Timeline | None = None
+    """What nodes did when."""
+
+    def close(self) -> None:
+        """Give back what the models are kept in."""
+        self.on_close()
 
     def summary(self, setup: Setup) -> dict[str, Any]:
         """The contents of ``summary.json``."""
@@ -59,6 +77,8 @@ class Result:
             if self.models:
                 spreads["consensus"] = consensus(self.models)
         metrics = {name: {key: _finite(value) for key, value in spread.items()} for name, spread in spreads.items()}
+        accuracy, sent = (Course(*self.recorder.samples(metric)) for metric in ("accuracy", "bytes_sent"))
+        parts = {"usage": self.usage, "graph": self.graph}
         return {
             "schema": SCHEMA,
             "name": config.name,
@@ -75,6 +95,7 @@ class Result:
             "wall_s": round(self.wall_s, 3),
             "events": self.events,
             "event_hash": self.event_hash,
+            "run_hash": self.run_hash,
             "tasks": self.tasks,
             "batched_calls": self.batched_calls if config.executor.kind != "inline" else 0,
             "forced_solves": self.forced_solves,
@@ -83,7 +104,45 @@ class Result:
             "peak_rss_bytes": self.peak_rss_bytes,
             "lost": {str(node): how for node, how in sorted(self.lost.items())},
             "metrics": metrics,
+            **summarised(accuracy, sent, config.record.targets),
+            **{name: part for name, part in parts.items() if part},
         }
+
+
+def finals(refs: Mapping[int, Ref], solver: Solver) -> Mapping[int, Value]:
+    """The values of final models by node."""
+    if solver.graph.values.budget_bytes:
+        return Finals(refs, solver)
+    nodes = sorted(refs)
+    values = solver.executor.fetch([solver.graph.values[refs[node].id] for node in nodes])
+    return dict(zip(nodes, values, strict=True))
+
+
+class Finals(Mapping[int, Value]):
+    """Final models by node, which come into memory one by one: together they may be too many for it."""
+
+    def __init__(self, refs: Mapping[int, Ref], solver: Solver) -> None:
+        self._refs = dict(sorted(refs.items()))
+        self._solver = solver
+
+    def __getitem__(self, node: int) -> Value:
+        return self._solver.value(self._refs[node])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+
+def run_hash(result: Result) -> str:
+    """A hash of all that a run has led to: its events, its metrics and its final models, to the last bit."""
+    digest = blake2b((result.event_hash or "").encode(), digest_size=16)
+    digest.update(result.recorder.content())
+    for node, model in sorted(result.models.items()):
+        digest.update(node.to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(model).data)
+    return digest.hexdigest()
 
 
 def consensus(models: Mapping[int, Value]) -> dict[str, float]:
@@ -92,27 +151,6 @@ def consensus(models: Mapping[int, Value]) -> dict[str, float]:
     for node in sorted(models):
         mean += np.asarray(models[node], dtype=np.float64) / len(models)
     return spread([float(np.linalg.norm(np.asarray(models[node]) - mean)) for node in sorted(models)])
-
-
-def run_folder(out: Path | None, name: str) -> Path:
-    """Make the folder of a run (default ``runs/NAME-TIME``). ConfigError where it cannot be written to."""
-    if out is None:
-        time = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        out = Path("runs") / f"{name}-{time}"
-        number = 1
-        while out.exists():
-            number += 1
-            out = Path("runs") / f"{name}-{time}-{number}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-        for stale in [*map(out.joinpath, _FILES), *(out / "models").glob("*.safetensors")]:
-            stale.unlink(missing_ok=True)  # what an earlier run left must not pass for this one's
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written to: {error.strerror or error}") from None
-    return out
 
 
 def write_run(
@@ -139,6 +177,8 @@ def _write(folder: Path, setup: Setup, result: Result) -> dict[str, Any]:
     text = tomli_w.dumps(config.model_dump(exclude_none=True, mode="json"))
     (folder / "experiment.toml").write_text(f"# hash = {digest(config)}\n{text}", encoding="utf-8")
     result.recorder.write(folder / "metrics.parquet")
+    if result.timeline is not None:
+        result.timeline.write(folder / TIMELINE)
     if config.record.models:
         (folder / "models").mkdir(exist_ok=True)
         for node, value in sorted(result.models.items()):

@@ -6,33 +6,47 @@ import asyncio
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+
+import psutil
 
 from node.clock import VirtualClock
 from node.errors import StarlingError
-from node.experiment.result import Result
+from node.experiment.result import Result, finals, run_hash
 from node.experiment.setup import Setup
+from node.learn.workload import Workload
 from node.record import Recorder
 from node.sim.world import SimWorld
+from node.solver import Solver
 from node.tape import Sink, Tape
+from node.usage import Usage, Watcher
 
-Progress = Callable[[float, Recorder], None]
-"""Told of the time in seconds and of what has been recorded, now and then."""
+Progress = Callable[[float, Recorder, Mapping[str, int]], None]
+"""Told of the time in seconds, of what has been recorded, and how far the run is, now and then."""
 
 
-def run_virtual(setup: Setup, progress: Progress, sink: Sink | None = None) -> Result:
-    """Simulate all nodes until they have ended; a failure or an interrupt ends in the result, not in an exception."""
+def run_virtual(setup: Setup, progress: Progress, sink: Sink | None = None, watcher: Watcher | None = None) -> Result:
+    """Simulate all nodes until they have ended; a failure or an interrupt ends in the result, not in an exception.
+
+    Close the result when its models are not needed any more.
+
+    Args:
+        sink: receives the tape's blocks.
+        watcher: receives what each node spends its time on, as it happens.
+    """
     started = time.perf_counter()
     result = Result(Recorder(setup.config.record.every))
     blocks: list[bytes] = []
-    made: list[SimWorld] = []
     if sink is None and setup.config.record.events:
         sink = blocks.append
-    tape = Tape(sink)
+    tape, usage = Tape(sink), Usage(setup.config.nodes, watcher)
+    solver = setup.solver()
+    result.on_close = solver.close
+    made: list[SimWorld] = []
     try:
         with asyncio.Runner(loop_factory=VirtualClock) as runner:
-            runner.run(_simulate(setup, result, tape, progress, made.append))
+            runner.run(_simulate(setup, solver, result, tape, usage, progress, made.append))
         result.status = "finished"
     except StarlingError as error:
         result.status, result.error = "failed", str(error)
@@ -41,44 +55,72 @@ def run_virtual(setup: Setup, progress: Progress, sink: Sink | None = None) -> R
                 world.solve(())  # what had been recorded until then
     except KeyboardInterrupt:
         result.status, result.error = "interrupted", "interrupted"
+    for world in made:
+        _take_stock(result, world, solver, usage)
     result.recorder.drop_pending()
     result.event_hash, result.events = tape.digest(), tape.events
     result.tape = b"".join(blocks)
+    if result.status == "finished":
+        result.run_hash = run_hash(result)
     result.peak_rss_bytes = peak_rss_bytes()
     result.wall_s = time.perf_counter() - started
     return result
 
 
 async def _simulate(
-    setup: Setup, result: Result, tape: Tape, progress: Progress, made: Callable[[SimWorld], None]
+    setup: Setup,
+    solver: Solver,
+    result: Result,
+    tape: Tape,
+    usage: Usage,
+    progress: Progress,
+    made: Callable[[SimWorld], None],
 ) -> None:
     config = setup.config
-    recorder = result.recorder
+
+    def tell() -> None:
+        done = {"events": tape.events, "recorded": world.graph.recorded, "solved": solver.solved}
+        progress(world.clock.time(), result.recorder, {**done, "resident_bytes": psutil.Process().memory_info().rss})
+
     world = SimWorld(
         config.nodes,
         config.seed,
         setup.workload,
         setup.topology,
-        setup.executor(),
-        recorder,
+        solver,
+        result.recorder,
         tape,
-        devices=config.devices,
-        network=config.network,
+        setup.surroundings(),
+        usage=usage,
         roles=setup.roles,
         window_tasks=config.executor.window_tasks or max(256, 8 * config.nodes),
-        on_window=lambda: progress(world.clock.time(), recorder),
+        on_window=tell,
+        stopwatch=time.perf_counter,
     )
     made(world)
-    try:
-        await world.run(setup.make_protocol, setup.wrapping)
-        result.models = {node: world.solver.value(ref) for node, ref in sorted(world.finals.items())}
-    finally:
-        result.time_s = world.clock.time()
-        result.tasks = world.graph.recorded
-        result.batched_calls = world.solver.batches
-        result.forced_solves = world.forced_solves
-        result.messages, result.bytes_sent = world.messages, world.bytes_sent
-    progress(world.clock.time(), recorder)
+    await world.run(setup.make_protocol, setup.wrapping)
+    result.models = finals(world.finals, solver)
+    tell()
+
+
+def _take_stock(result: Result, world: SimWorld, solver: Solver, usage: Usage) -> None:
+    """What the run has taken, however it ended."""
+    result.time_s = world.clock.time()
+    usage.close(result.time_s)
+    result.usage, result.timeline = usage.summary(), usage.picture()
+    result.messages, result.bytes_sent = world.mail.messages, world.mail.bytes_sent
+    result.lost = world.lost
+    result.tasks, result.forced_solves = world.graph.recorded, world.forced_solves
+    result.batched_calls = solver.batches
+    result.graph = {
+        **solver.counters(),
+        "discarded_trainings": world.labour.discarded,
+        "lost_messages": world.mail.lost,
+        "forced_solves": world.forced_solves,
+        "forced_s": round(world.forced_s, 3),
+        "solving_s": round(world.solving_s, 3),
+        "kernel": world.workload.kernel_name if isinstance(world.workload, Workload) else "",
+    }
 
 
 def peak_rss_bytes() -> int:

@@ -41,7 +41,7 @@ class Model:
         _check(name, self._module)
         parameters = dict(self._module.named_parameters())
         ends = list(itertools.accumulate(parameter.numel() for parameter in parameters.values()))
-        self._parts = [
+        self.parts = [
             (key, slice(end - parameter.numel(), end), parameter.shape)
             for end, (key, parameter) in zip(ends, parameters.items(), strict=True)
         ]
@@ -61,7 +61,7 @@ class Model:
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views of the flat vector."""
-        return {name: flat[part].view(shape) for name, part, shape in self._parts}
+        return {name: flat[part].view(shape) for name, part, shape in self.parts}
 
     def forward(self, parameters: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Logits [samples, classes] of features [samples, *shape], from parameters by name."""
@@ -71,6 +71,11 @@ class Model:
     def logits(self, flat: Tensor, features: Tensor) -> Tensor:
         """Logits [samples, classes] of features [samples, *shape]."""
         return self.forward(self.named(flat), features)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module itself, for its structure: its weights mean nothing."""
+        return self._module
 
     @property
     def is_convolutional(self) -> bool:

@@ -18,7 +18,7 @@ from node.op import Spec
 
 def to_buffer(value: Tensor) -> memoryview:
     """The tensor's elements as bytes, without a copy; read-only in spirit, as every solved value is."""
-    elements = value.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    elements = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return elements.data.toreadonly()
 
 

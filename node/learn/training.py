@@ -1,7 +1,7 @@
 """Training and evaluating one model at a time: the reference that every stacked kernel is held to.
 
-The optimizers are functional: their state is born and dies within one call of :func:`train`, so it never lives in a
-worker, and a discarded update leaves nothing behind. Bit for bit they are ``torch.optim``'s, whose first use would
+The optimizers are functional: their state is born and dies within one call of :meth:`Trainer.train`, so it never lives
+in a worker, and a discarded update leaves nothing behind. Bit for bit they are ``torch.optim``'s, whose first use would
 import a compiler stack.
 """
 
@@ -16,16 +16,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from node.config import TrainingSection
+from node.learn.layers import network
 from node.learn.models import Model
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
 EVALUATION_SAMPLES = 512
 """Samples evaluated at once, so that activations stay in the cache."""
+_LEAST_IMAGES = 32
+_IMAGE_ELEMENTS = 1 << 15
 
 
 class Optimizer(Interface):
-    """Changes parameters in place, given their gradients; one instance serves one call of :func:`train`."""
+    """Changes parameters in place, given their gradients; one instance serves one call of :meth:`Trainer.train`."""
 
     def step(self, parameters: list[Tensor], gradients: list[Tensor], lr: float) -> None:
         """Take one step; may overwrite the gradients."""
@@ -80,45 +83,76 @@ def optimizer(section: TrainingSection) -> Optimizer:
     return Adam() if section.optimizer == "adam" else SGD(section.momentum)
 
 
-def train(
-    model: Model,
-    start: Tensor,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    section: TrainingSection,
-    lr: float,
-    proximal: float = 0.0,
-) -> Tensor:
-    """Take one step for each batch (features [b, *shape], labels [b]), from the flat vector ``start`` on.
+class Trainer:
+    """Trains one model at a time.
 
-    ``proximal`` is the strength of the pull back to ``start`` (FedProx: Li et al., MLSys 2020). Gives a new vector.
+    ``channels_last`` keeps images, and the weights that they are convolved with, in the order that pooling and
+    convolutions are fastest in; the results then differ from the reference's by rounding.
     """
-    trained = start.clone()
-    parameters = {name: view.requires_grad_() for name, view in model.named(trained).items()}
-    leaves = list(parameters.values())
-    anchors = list(model.named(start).values()) if proximal else []
-    rule = optimizer(section)
-    for features, labels in batches:
-        with torch.enable_grad():
-            loss = cross_entropy(model.forward(parameters, features), labels)
-            gradients = list(torch.autograd.grad(loss, leaves, materialize_grads=True))
-        with torch.no_grad():
+
+    def __init__(self, model: Model, section: TrainingSection, channels_last: bool = False) -> None:
+        self._model = model
+        self._section = section
+        self._arranged = _channels_last if channels_last else _as_it_is
+        self._network = network(model)
+
+    @torch.no_grad()
+    def train(
+        self, start: Tensor, batches: Iterable[tuple[Tensor, Tensor]], lr: float, proximal: float = 0.0
+    ) -> Tensor:
+        """Take one step for each batch (features [b, *shape], labels [b]), from the flat vector ``start`` on.
+
+        ``proximal`` is the strength of the pull back to ``start`` (FedProx: Li et al., MLSys 2020). Gives a new vector.
+        """
+        section = self._section
+        trained = start.clone()
+        views = list(self._model.named(trained).values())
+        parameters = [self._arranged(view) for view in views]
+        anchors = [parameter.clone() for parameter in parameters] if proximal else []
+        rule = optimizer(section)
+        differentiate = self._network.at(parameters)
+        for features, labels in batches:
+            gradients = differentiate(self._arranged(features), labels)
             if proximal:
-                torch._foreach_add_(gradients, torch._foreach_sub(leaves, anchors), alpha=proximal)
+                torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=proximal)
             if section.weight_decay:
-                torch._foreach_add_(gradients, leaves, alpha=section.weight_decay)
-            rule.step(leaves, gradients, lr)
-    return trained
+                torch._foreach_add_(gradients, parameters, alpha=section.weight_decay)
+            rule.step(parameters, gradients, lr)
+        for view, parameter in zip(views, parameters, strict=True):
+            if view is not parameter:
+                view.copy_(parameter)
+        return trained
+
+    @torch.no_grad()
+    def evaluate(self, flat: Tensor, features: Tensor, labels: Tensor) -> dict[str, float]:
+        """Share of samples whose highest logit is their label's (the first one, where several are), and the mean loss.
+
+        Matrix products round by alignment, and a buffer from the network may have any: such a one is copied first.
+        """
+        named = self._model.named(flat.clone() if flat.data_ptr() % 64 else flat)
+        parameters = [self._arranged(view) for view in named.values()]
+        right, loss = 0, 0.0
+        at_once = self._samples_at_once(features)
+        for start in range(0, len(labels), at_once):
+            part = slice(start, start + at_once)
+            logits = self._network.logits(parameters, self._arranged(features[part]))
+            right += int((logits.argmax(1) == labels[part]).sum())
+            loss += float(cross_entropy(logits, labels[part], reduction="sum"))
+        return {"accuracy": right / len(labels), "loss": loss / len(labels)}
+
+    def _samples_at_once(self, features: Tensor) -> int:
+        """Fewer where they are images, whose activations are many times their own size."""
+        if not self._model.is_convolutional:
+            return EVALUATION_SAMPLES
+        return min(EVALUATION_SAMPLES, max(_LEAST_IMAGES, _IMAGE_ELEMENTS // math.prod(features.shape[1:])))
 
 
-@torch.no_grad()
-def evaluate(model: Model, flat: Tensor, features: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of samples whose highest logit is their label's (the first one, where several are), and the mean loss."""
-    if flat.data_ptr() % 64:  # matrix products round by alignment, and a buffer from the network may have any
-        flat = flat.clone()
-    right, loss = 0, 0.0
-    for start in range(0, len(labels), EVALUATION_SAMPLES):
-        part = slice(start, start + EVALUATION_SAMPLES)
-        logits = model.logits(flat, features[part])
-        right += int((logits.argmax(1) == labels[part]).sum())
-        loss += float(cross_entropy(logits, labels[part], reduction="sum"))
-    return {"accuracy": right / len(labels), "loss": loss / len(labels)}
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """A copy whose channels lie side by side, if it has any; ``contiguous`` would leave a single channel as it is."""
+    if tensor.dim() != 4:
+        return tensor
+    return torch.empty(tensor.shape, device=tensor.device, memory_format=torch.channels_last).copy_(tensor)

@@ -18,13 +18,18 @@ from torch.utils import deterministic
 
 from node.config import TrainingSection
 from node.errors import ComputeError
-from node.learn import batches, stacked, training
+from node.learn import batches, kernels, stacked
+from node.learn.basis import Basis
 from node.learn.data import Federation
+from node.learn.device import find as device_of
 from node.learn.models import Dense, Model
+from node.learn.slabs import LEAST_ROWS, Kernel, StackedBatches, chunks, filled, gather
+from node.learn.training import Trainer
 from node.op import Key, Op, Spec, Task
 
 _METRICS = Spec((2,), "float64", ("accuracy", "loss"))
 _MIXED_AT_ONCE = 32
+_CACHE_BYTES = 2 << 20
 
 
 def prepare_torch() -> None:
@@ -47,20 +52,83 @@ class Workload:
     and loss. ``mix`` takes models and their weights, and adds them up in the order given. ``init`` takes nothing.
     """
 
-    def __init__(self, federation: Federation, model: Model, training: TrainingSection, seed: int) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        model: Model,
+        training: TrainingSection,
+        seed: int,
+        kernel: str = "auto",
+        device: str = "cpu",
+    ) -> None:
+        """``kernel`` says how many models are trained at once, ``device`` where everything is computed.
+
+        Raises ConfigError for a kernel that does not exist for the model, or a device that is not there.
+        """
+        self._device = device_of(device)
         self._federation = federation
         self._model = model
         self._training = training
         self._seed = seed
+        self._train_set, self._test_set = (
+            (dataset.features.to(self._device), dataset.labels.to(self._device))
+            for dataset in (federation.train, federation.test)
+        )
         self._initial: Tensor | None = None
-        self._kernel = stacked.kernel(model, training, tuple(federation.train.features.shape[1:]))
+        self._trainer = Trainer(model, training)
+        self._kernel: Kernel | None = None
+        if kernel != "auto":
+            shape = tuple(federation.train.features.shape[1:])
+            self._kernel = kernels.pinned(kernel, model, training, shape, self._device)
         self.model_spec = model.spec
         self.init: Op[...] = Op("learn:init", self._init, spec=lambda inputs, static: model.spec)
-        self.train: Op[...] = Op("learn:train", self._train, self._train_many, seeded=True)
-        self.evaluate: Op[...] = Op(
-            "learn:evaluate", self._evaluate, self._evaluate_many, lambda inputs, static: _METRICS, seeded=True
+        self._basis: Basis | None = None
+        self.train: Op[...] = Op(
+            "learn:train", self._train, self._train_many, seeded=True, basis=lambda key: self.basis.of_train(key)
         )
-        self.mix: Op[...] = Op("learn:mix", _mix, _mix_many)
+        self.evaluate: Op[...] = Op(
+            "learn:evaluate",
+            self._evaluate,
+            self._evaluate_many,
+            lambda inputs, static: _METRICS,
+            seeded=True,
+            basis=lambda key: self.basis.of_evaluate(key),
+        )
+        self.mix: Op[...] = Op("learn:mix", self._mix, self._mix_many, basis=lambda key: self.basis.of_mix(key))
+
+    @property
+    def kernel_name(self) -> str:
+        """How models were trained: the numeric class of the results. Until many were at once, the reference."""
+        name = self._kernel.name if self._kernel is not None else kernels.LOOP
+        return name if self._device.type == "cpu" else f"{name} {self._device.type}"
+
+    def arithmetic(self, batched: bool) -> None:
+        """Say whether many tasks are solved at once, so that :attr:`basis` can name the kernel; chooses it."""
+        name = self._chosen().name if batched else kernels.LOOP
+        arithmetic = f"{name} {self._device.type} {'batched' if batched else 'inline'}"
+        self._basis = Basis(self._federation, self._model, self._training, arithmetic)
+
+    @property
+    def basis(self) -> Basis:
+        """What the ops' values follow from besides their tasks. Raises ComputeError before :meth:`arithmetic`."""
+        if self._basis is None:
+            raise ComputeError("the kernel is not known yet: call Workload.arithmetic first")
+        return self._basis
+
+    @property
+    def ops(self) -> tuple[Op[...], ...]:
+        """All of them."""
+        return self.init, self.train, self.evaluate, self.mix
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self._federation.train.features.shape[1:])
+
+    @property
+    def classes(self) -> int:
+        """How many labels there are."""
+        return self._federation.train.classes
 
     # What a node's training amounts to
 
@@ -84,6 +152,12 @@ class Workload:
         """Samples that so many steps process."""
         return batches.samples(self.shard_size(node), self._training.batch_size, steps)
 
+    def held_samples(self, node: int, on: str) -> int:
+        """Samples that an evaluation of a node on ``test``, ``local`` or ``train`` goes through."""
+        if on == "test":
+            return len(self._federation.test.labels)
+        return (self._federation.shards if on == "train" else self._federation.local_tests).size(node)
+
     def lr(self, call: int) -> float:
         """Learning rate of a node's ``call``-th train, counted from 0.
 
@@ -99,8 +173,11 @@ class Workload:
             case _:
                 return section.lr
 
-    def warm_up(self) -> None:
-        """Solve one small task of everything, so that what torch sets up on first use is set up before a fork."""
+    def warm_up(self, batched: bool = True) -> None:
+        """Solve one small task of everything, so that what torch sets up on first use is set up before a fork.
+
+        ``batched`` also solves several at once, which chooses the kernel for all that are forked.
+        """
         model = self._init(Task((), {}, Key(self._seed, 0, 0)))
         learner = int(np.argmax(self._federation.shards.sizes))  # a server, say, has no data to train on
         static = {"steps": 1, "lr": self._training.lr, "proximal": 0.0}
@@ -109,28 +186,43 @@ class Workload:
         mix = train._replace(inputs=(model, model), static={"weights": (0.5, 0.5)})
         for op, task in ((self.train, train), (self.evaluate, evaluate), (self.mix, mix)):
             op.solve(task)
-            if op.solve_batch is not None:
-                op.solve_batch([task] * stacked.LEAST_ROWS)
+            if batched and op.solve_batch is not None:
+                op.solve_batch([task] * LEAST_ROWS)
 
     # One task
 
     def _init(self, task: Task) -> Tensor:
         if self._initial is None:  # made once, so that forked nodes share it
-            self._initial = self._model.initial(self._seed)
+            self._initial = self._model.initial(self._seed).to(self._device)
         return self._initial
 
     def _train(self, task: Task) -> Tensor:
-        (start,) = task.inputs
+        (start,) = self._here(task.inputs)
         size = min(self._training.batch_size, self.shard_size(task.key.node))
         rows, sizes = self._draw([task], task.static["steps"], size)
-        data = self._federation.train
+        features, labels = self._train_set
         steps = [row[0, : size[0]] for row, size in zip(rows, sizes.tolist(), strict=True)]
-        pairs = ((data.features.index_select(0, row), data.labels.index_select(0, row)) for row in steps)
-        return training.train(self._model, start, pairs, self._training, task.static["lr"], task.static["proximal"])
+        pairs = ((features.index_select(0, row), labels.index_select(0, row)) for row in steps)
+        return self._trainer.train(start, pairs, task.static["lr"], task.static["proximal"])
 
     def _evaluate(self, task: Task) -> dict[str, float]:
-        features, labels = self._held(task.static["on"], task.key.node)
-        return training.evaluate(self._model, task.inputs[0], features, labels)
+        return self._evaluate_with(self._trainer, task)
+
+    def _evaluate_with(self, trainer: Trainer, task: Task) -> dict[str, float]:
+        (model,) = self._here(task.inputs)
+        return trainer.evaluate(model, *self._held(task.static["on"], task.key.node))
+
+    def _mix(self, task: Task) -> Tensor:
+        """The weighted sum of models, in the order given, so that its bits never depend on what was ready first."""
+        first, *others = zip(self._here(task.inputs), task.static["weights"], strict=True)
+        mixed: Tensor = first[0] * first[1]
+        for model, weight in others:
+            mixed.add_(model, alpha=weight)
+        return mixed
+
+    def _here(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Tensors on the device; what came over a network, or from a file, may be elsewhere."""
+        return tensors if self._device.type == "cpu" else [tensor.to(self._device) for tensor in tensors]
 
     def _draw(self, tasks: Sequence[Task], steps: int, width: int) -> tuple[Tensor, Tensor]:
         """The samples [steps, tasks, width] and sizes [steps, tasks] of some tasks' batches."""
@@ -139,93 +231,90 @@ class Workload:
         starts = shards.offsets[nodes]
         shard_sizes = shards.offsets[nodes + 1] - starts
         places, sizes = batches.draw([task.key for task in tasks], shard_sizes, self._training.batch_size, steps, width)
-        return torch.from_numpy(shards.indices[starts[:, None] + places]), torch.from_numpy(sizes)
+        rows = torch.from_numpy(shards.indices[starts[:, None] + places])
+        return rows.to(self._device), torch.from_numpy(sizes).to(self._device)
 
     def _held(self, on: str, node: int) -> tuple[Tensor, Tensor]:
         """Features and labels of one of a node's sets of samples."""
         federation = self._federation
         if on == "test":
-            return federation.test.features, federation.test.labels
+            return self._test_set
         if on not in ("local", "train"):
             raise ComputeError(f"evaluate on {on!r}: there are 'test', 'local' and 'train'")
         rows = (federation.shards if on == "train" else federation.local_tests).of(node)
         if not len(rows):
             raise ComputeError(f"evaluate on 'local': node {node} holds out no samples; raise data.local_test_fraction")
-        return federation.train.features[rows], federation.train.labels[rows]
+        features, labels = self._train_set
+        return features[rows], labels[rows]
 
     # Many tasks
 
+    def _chosen(self) -> Kernel:
+        """The kernel for many models; an automatic choice is made when it is first needed."""
+        if self._kernel is None:
+            self._kernel = kernels.automatic(self._model, self._training, *self._train_set)
+        return self._kernel
+
     def _train_many(self, tasks: Sequence[Task]) -> list[Tensor]:
-        kernel = self._kernel
-        if kernel is None:
-            return [self._train(task) for task in tasks]
+        kernel = self._chosen()
 
         def shape(task: Task) -> Hashable:
             return task.static["steps"], self._width(task.key.node), task.static["proximal"] != 0
 
         def solve(group: Sequence[Task]) -> list[Tensor]:
-            return [
-                row for chunk in stacked.chunks(group, kernel.most_rows) for row in self._train_chunk(kernel, chunk)
-            ]
+            return [row for chunk in chunks(group, kernel.most_rows) for row in self._train_chunk(kernel, chunk)]
 
         return _by_group(tasks, shape, solve)
 
     def _width(self, node: int) -> int:
         """Samples that each of a node's stacked batches is filled up to: it depends on nothing but the node's shard."""
         largest = min(self._training.batch_size, self.shard_size(node))
-        return max(stacked.LEAST_ROWS, min(self._training.batch_size, 1 << (largest - 1).bit_length()))
+        return max(LEAST_ROWS, min(self._training.batch_size, 1 << (largest - 1).bit_length()))
 
-    def _train_chunk(self, kernel: stacked.Kernel, tasks: Sequence[Task]) -> list[Tensor]:
+    def _train_chunk(self, kernel: Kernel, tasks: Sequence[Task]) -> list[Tensor]:
         """Train some models whose tasks agree in steps, width, and in having a proximal term or none."""
-        stack = stacked.filled(tasks)
-        data = self._federation.train
+        stack = filled(tasks, kernel.least_rows)
         rows, sizes = self._draw(stack, stack[0].static["steps"], self._width(stack[0].key.node))
-        rates = torch.tensor([(task.static["lr"], task.static["proximal"]) for task in stack])
+        rates = torch.tensor(
+            [(task.static["lr"], task.static["proximal"]) for task in stack], dtype=torch.float64, device=self._device
+        )
         with torch.no_grad():
-            slab = stacked.gather([task.inputs[0] for task in stack])
-            todo = stacked.StackedBatches(data.features, data.labels, rows, sizes)
-            kernel.train(slab, todo, rates[:, :1], rates[:, 1:])
+            slab = gather([task.inputs[0] for task in stack], self._device)
+            kernel.train(slab, StackedBatches(*self._train_set, rows, sizes), rates[:, :1], rates[:, 1:])
         return list(slab.unbind()[: len(tasks)])
 
     def _evaluate_many(self, tasks: Sequence[Task]) -> list[dict[str, float]]:
         model = self._model
+        kernel = self._chosen() if model.is_convolutional else None
+        trainer = kernel.trainer if isinstance(kernel, kernels.OneByOne) else self._trainer
 
         def solve(group: Sequence[Task]) -> list[dict[str, float]]:
             if isinstance(model, Dense) and group[0].static["on"] == "test":
                 flats = [task.inputs[0] for task in group]
-                return stacked.evaluate(model, flats, *self._held("test", 0))
-            return [self._evaluate(task) for task in group]
+                return stacked.evaluate(model, flats, *self._test_set)
+            return [self._evaluate_with(trainer, task) for task in group]
 
         return _by_group(tasks, lambda task: task.static["on"], solve)
 
+    def _mix_many(self, tasks: Sequence[Task]) -> list[Tensor]:
+        """The same sums, bit for bit: neighbourhoods with the same weights are added up side by side, in the cache."""
 
-def _mix(task: Task) -> Tensor:
-    """The weighted sum of models, in the order given, so that its bits never depend on what was ready first."""
-    first, *others = zip(task.inputs, task.static["weights"], strict=True)
-    mixed: Tensor = first[0] * first[1]
-    for model, weight in others:
-        mixed.add_(model, alpha=weight)
-    return mixed
+        def solve(group: Sequence[Task]) -> list[Tensor]:
+            if len(group) == 1:
+                return [self._mix(group[0])]
+            fitting = _CACHE_BYTES // (4 * max(group[0].inputs[0].numel(), 1))
+            at_once = min(max(fitting, 2), _MIXED_AT_ONCE)
+            return [mixed for chunk in chunks(group, at_once) for mixed in self._mix_chunk(chunk)]
 
+        return _by_group(tasks, lambda task: task.static["weights"], solve)
 
-def _mix_many(tasks: Sequence[Task]) -> list[Tensor]:
-    """The same sums, bit for bit: neighbourhoods with the same weights are added up side by side."""
-
-    def solve(group: Sequence[Task]) -> list[Tensor]:
-        if len(group) == 1:
-            return [_mix(group[0])]
-        return [mixed for chunk in stacked.chunks(group, _MIXED_AT_ONCE) for mixed in _mix_chunk(chunk)]
-
-    return _by_group(tasks, lambda task: task.static["weights"], solve)
-
-
-def _mix_chunk(tasks: Sequence[Task]) -> list[Tensor]:
-    weights = tasks[0].static["weights"]
-    columns = [list(column) for column in zip(*[task.inputs for task in tasks], strict=True)]
-    mixed = list(torch._foreach_mul(columns[0], weights[0]))
-    for column, weight in zip(columns[1:], weights[1:], strict=True):
-        torch._foreach_add_(mixed, column, alpha=weight)
-    return mixed
+    def _mix_chunk(self, tasks: Sequence[Task]) -> list[Tensor]:
+        weights = tasks[0].static["weights"]
+        columns = [list(self._here(column)) for column in zip(*[task.inputs for task in tasks], strict=True)]
+        mixed = list(torch._foreach_mul(columns[0], weights[0]))
+        for column, weight in zip(columns[1:], weights[1:], strict=True):
+            torch._foreach_add_(mixed, column, alpha=weight)
+        return mixed
 
 
 def _by_group(

@@ -19,21 +19,23 @@ Saved = tuple[dict[str, Any], dict[str, tuple[Spec, bytes]]]
 
 
 class Checkpoints:
-    """Two generations of one node's state in a folder; without a folder, one in memory.
+    """Two generations of one node's state in a folder; without a folder, nothing is kept.
 
     A file is a BLAKE2b digest, then msgpack. It is written under another name, synced and renamed.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._memory: bytes | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is any use in saving."""
+        return self._folder is not None
 
     def save(self, plain: Mapping[str, Any], tensors: Mapping[str, tuple[Spec, bytes]]) -> None:
         """Keep a state; the one before stays as a fallback. A full disk leaves the last one and a warning."""
         body = msgspec.msgpack.encode((dict(plain), {name: (tuple(s), data) for name, (s, data) in tensors.items()}))
-        if self._folder is None:
-            self._memory = body
-            return
+        assert self._folder is not None
         try:
             self._write(self._folder, hashlib.blake2b(body).digest() + body)
         except OSError as error:
@@ -58,7 +60,7 @@ class Checkpoints:
     def load(self) -> Saved | None:
         """The newest whole state, or None where nothing was ever saved. Raises Corrupt where none is whole."""
         if self._folder is None:
-            return None if self._memory is None else _parse(self._memory)
+            return None
         found = [path for name in ("current", "previous") if (path := self._folder / f"checkpoint.{name}").exists()]
         for path in found:
             data = path.read_bytes()

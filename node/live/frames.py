@@ -35,6 +35,19 @@ WINDOW_CHUNKS = 8
 CREDIT_CHUNKS = WINDOW_CHUNKS // 4
 """Chunks that are credited together, so that the sender is not woken for each."""
 
+
+class Framing(NamedTuple):
+    """How messages are cut; the same at both ends of a link."""
+
+    small_bytes: int
+    chunk_bytes: int
+
+
+UNPACED = Framing(SMALL_BYTES, CHUNK_BYTES)
+PACED = Framing(1_500, 32 << 10)
+"""Fine enough that flows which share a slow link take turns as packets do. Half of it costs twice the wake-ups: at 20
+Mbit/s measured 0.8 CPU-seconds a second for eight nodes that send all the time, instead of 0.45."""
+
 _SMALL = struct.Struct("<II")
 _ANNOUNCE = struct.Struct("<BQ")
 _CHUNK = struct.Struct("<BQIQ")
@@ -68,9 +81,9 @@ def max_frame_bytes(limits: Limits) -> int:
     return max(CHUNK_BYTES, limits.header_bytes, PACK_BYTES) + 4096
 
 
-def is_small(encoded: Encoded) -> bool:
+def is_small(encoded: Encoded, small_bytes: int = SMALL_BYTES) -> bool:
     """Whether a message travels whole in a SMALL frame."""
-    return encoded.size_bytes < SMALL_BYTES or encoded.size_bytes == len(encoded.header)
+    return encoded.size_bytes < small_bytes or encoded.size_bytes == len(encoded.header)
 
 
 def small_parts(encoded: Encoded) -> tuple[bytes | memoryview, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket as stdlib_socket
 import time
+from typing import NamedTuple
 
 import zmq
 from zmq.utils import z85
@@ -18,6 +20,7 @@ from node.live import frames
 from node.live.arrivals import Arrivals, remote_address
 from node.live.frames import Refused
 from node.live.links import Links
+from node.live.pacing import Delay, Pace, Pacer, earliest
 from node.live.receive import Delivery, Receiver
 from node.live.refusals import Refusals
 from node.live.sockets import Socket
@@ -31,10 +34,22 @@ PROBE_FOR_S = 0.5
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
 
+class _Arrival(NamedTuple):
+    """What has been read from a peer, and has yet to pass a paced downlink."""
+
+    peer: int
+    connection: bytes | None
+    """Where a chunk is owed a credit."""
+    delivery: Delivery | None
+    """The message that is whole with it; neither: the peer's good-bye."""
+
+
 class Inbound:
     """The socket that peers reach us at; all of it belongs to the I/O thread."""
 
-    def __init__(self, router: Socket, limits: Limits, links: Links, refusals: Refusals) -> None:
+    def __init__(
+        self, router: Socket, limits: Limits, links: Links, refusals: Refusals, pace: Pace | None = None
+    ) -> None:
         self.router = router
         self.monitor = router.get_monitor_socket(
             _FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -48,7 +63,11 @@ class Inbound:
         self._links = links
         self._refusals = refusals
         self._traffic = links.traffic
-        self._receiver = Receiver(limits)
+        self._receiver = Receiver(limits, frames.PACED if pace else frames.UNPACED)
+        # Uplinks have limited the bursts already, so a downlink that is looked at late loses nothing.
+        self._downlink: Pacer[_Arrival] | None = pace and Pacer(pace.down_bps, burst_s=math.inf)
+        self._path: Delay[_Arrival] = Delay(pace.latency_s if pace else 0.0)
+        self._heard_s: dict[int, float] = {}
         self._leaving: list[int] = []
         self._owed: dict[int, int] = {}
         self._peers: dict[str, int] = {}
@@ -77,6 +96,36 @@ class Inbound:
             if first.more:
                 while self.router.get(zmq.RCVMORE):
                     self.router.recv(copy=False)
+        return self._counted(batch)
+
+    def pass_on(self, now_s: float) -> list[Delivery]:
+        """The messages that have passed the paced downlink and the latency by now."""
+        batch: list[Delivery] = []
+        assert self._downlink is not None
+        while (passed := self._downlink.take(now_s)) is not None:
+            at_s, arrival = passed
+            if arrival.connection is not None:
+                self._credit(arrival.peer, arrival.connection, arrival.delivery is not None)
+            if arrival.connection is None or arrival.delivery is not None:
+                self._path.add(at_s, arrival)
+        while (arrived := self._path.take(now_s)) is not None:
+            if arrived.delivery is not None:
+                batch.append(arrived.delivery)
+            else:
+                self._leaving.append(arrived.peer)
+        return self._counted(batch)
+
+    @property
+    def due_s(self) -> float | None:
+        """When :meth:`pass_on` is to be called; None: not before something is read."""
+        return earliest(self._downlink.due_s, self._path.due_s) if self._downlink is not None else None
+
+    @property
+    def held_bytes(self) -> int:
+        """Read, and waiting for the paced downlink."""
+        return self._downlink.queued_bytes if self._downlink is not None else 0
+
+    def _counted(self, batch: list[Delivery]) -> list[Delivery]:
         self._traffic.messages_received += len(batch)
         self._traffic.bytes_received += sum(header.size_bytes for _, header, _ in batch)
         return batch
@@ -143,17 +192,21 @@ class Inbound:
         if first.more != (kind == frames.CHUNK):
             raise Refused("parts", f"a frame of kind {kind} {'with' if first.more else 'without'} a second part")
         if kind == frames.SMALL:
-            batch += self._receiver.small(peer, frame)
+            self._small(peer, frame, batch)
         elif kind == frames.CHUNK:
             self._chunk(peer, connection, frame, batch)
         elif kind == frames.ANNOUNCE:
             self._receiver.announce(peer, frame)
+            self._heard_s[peer] = time.monotonic()
         elif kind == frames.BYE:
             with contextlib.suppress(zmq.ZMQError):
                 self.router.send_multipart([connection, frames.BYE_FRAME], zmq.NOBLOCK)
             self._receiver.forget(peer)
             self.parting.discard(peer)
-            self._leaving.append(peer)
+            if self._downlink is None:
+                self._leaving.append(peer)
+            else:
+                self._downlink.add_last(_Arrival(peer, None, None), time.monotonic())
             return
         else:
             raise Refused("kind", f"a frame of unknown kind {kind}")
@@ -166,10 +219,28 @@ class Inbound:
         if self.router.get(zmq.RCVMORE):
             raise Refused("parts", "a chunk of more than two parts")
         delivery = self._receiver.arrived(peer, chunk, slot.nbytes, got_bytes)
-        owed = self._owed.get(peer, 0) + 1
+        if self._downlink is not None:
+            began_s, self._heard_s[peer] = self._heard_s[peer], time.monotonic()
+            self._downlink.add(peer, got_bytes, _Arrival(peer, connection, delivery), began_s)
+            return
         if delivery is not None:
             batch.append(delivery)
-        if delivery is not None or owed >= frames.CREDIT_CHUNKS:
+        self._credit(peer, connection, delivery is not None)
+
+    def _small(self, peer: int, frame: memoryview, batch: list[Delivery]) -> None:
+        if self._downlink is None:
+            batch += self._receiver.small(peer, frame)
+            return
+        now_s = time.monotonic()
+        for delivery in self._receiver.small(peer, frame):
+            size_bytes = delivery[1].size_bytes
+            began_s = now_s - self._downlink.takes_s(size_bytes)
+            self._downlink.add_first(size_bytes, _Arrival(peer, None, delivery), began_s)
+
+    def _credit(self, peer: int, connection: bytes, whole: bool) -> None:
+        """Count a chunk that has made room, and tell the sender once it matters."""
+        owed = self._owed.get(peer, 0) + 1
+        if whole or owed >= frames.CREDIT_CHUNKS:
             with contextlib.suppress(zmq.ZMQError):  # the peer has gone, or does not read its credits
                 self.router.send_multipart([connection, frames.credit(owed)], zmq.NOBLOCK)
             owed = 0

@@ -7,6 +7,7 @@ end it.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from node.identity import Identity, Roster
 from node.live.admission import Admission
 from node.live.inbound import Inbound
 from node.live.links import Links, Notices
+from node.live.pacing import Pace, earliest
 from node.live.poll import Poll
 from node.live.receive import Delivery
 from node.live.refusals import Refusals
@@ -54,6 +56,7 @@ class IoThread:
         notices: Notices,
         deliver: Callable[[deque[Delivery], int], None],
         ended: Callable[[], None],
+        pace: Pace | None = None,
     ) -> None:
         """ConfigError where the address cannot be had. ``deliver`` and the other callables are called in the thread."""
         self.consumed_bytes = 0
@@ -64,6 +67,7 @@ class IoThread:
         self._limits = limits
         self._deliver = deliver
         self._ended = ended
+        self._paced = pace is not None
         self._closes_s: float | None = None
         self._checked_s = 0.0
         self._said_bye = False
@@ -77,8 +81,8 @@ class IoThread:
         self.address = router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self.poll = Poll()
         self.refusals = Refusals(node, limits.refusals)
-        self.links = Links(self._sockets, self.poll, self.refusals, limits.queue_bytes, grace_s, notices)
-        self.inbound = Inbound(router, limits, self.links, self.refusals)
+        self.links = Links(self._sockets, self.poll, self.refusals, limits.queue_bytes, grace_s, notices, pace)
+        self.inbound = Inbound(router, limits, self.links, self.refusals, pace)
         self._admission = Admission(self._sockets.context, self.inbound.banned, self._on_stranger)
         self.poll.add(router, self._on_router)
         self.poll.add(self.inbound.monitor, self.inbound.on_monitor)
@@ -111,19 +115,23 @@ class IoThread:
         self._closes_s = time.monotonic() + linger_s
 
     def _backlog_bytes(self) -> int:
-        return self._delivered_bytes - self.consumed_bytes
+        return self._delivered_bytes - self.consumed_bytes + self.inbound.held_bytes
 
     def _on_router(self) -> None:
+        self._hand_over(self.inbound.read)
+
+    def _hand_over(self, next_batch: Callable[[], list[Delivery]]) -> None:
         before_bytes = self.links.traffic.bytes_received
-        batch = self.inbound.read()
+        batch = next_batch()
         if batch:
-            self._hand_over(batch, self.links.traffic.bytes_received - before_bytes)
+            cost = self.links.traffic.bytes_received - before_bytes + len(batch) * MESSAGE_BYTES
+            self._delivered_bytes += cost
+            self._deliver(deque(batch), cost)
+        if batch or self._paced:
+            self._pause_if_behind()
         self.inbound.let_go()
 
-    def _hand_over(self, batch: list[Delivery], size_bytes: int) -> None:
-        cost = size_bytes + len(batch) * MESSAGE_BYTES
-        self._delivered_bytes += cost
-        self._deliver(deque(batch), cost)
+    def _pause_if_behind(self) -> None:
         if self._backlog_bytes() > self._limits.backlog_bytes:
             self.paused = True
             self.poll.reading(self.inbound.router, False)
@@ -144,14 +152,25 @@ class IoThread:
     def _turn(self) -> None:
         probing = self.inbound.disconnected_s is not None
         hurried = self._closes_s is not None or self.links.waiting or probing
-        self.poll.turn(CHECK_MS if hurried else None)
+        self.poll.turn(self._sleep_ms(CHECK_MS if hurried else None))
         now_s = time.monotonic()
         if hurried and now_s - self._checked_s >= CHECK_MS / 1000:
             self._checked_s = now_s
             self.links.check(now_s)
             if probing:
                 self.inbound.probe(now_s)
+        if self._paced:
+            self._hand_over(lambda: self.inbound.pass_on(now_s))
+            self.resume()
         self.links.pump()
+
+    def _sleep_ms(self, most_ms: int | None) -> int | None:
+        """How long to sleep at most, so that nothing that is paced passes late."""
+        due_s = earliest(self.links.due_s, self.inbound.due_s) if self._paced else None
+        if due_s is None:
+            return most_ms
+        due_ms = max(math.ceil((due_s - time.monotonic()) * 1000), 0)
+        return due_ms if most_ms is None else min(due_ms, most_ms)
 
     def _finished(self) -> bool:
         if self._closes_s is None:

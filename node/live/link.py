@@ -7,6 +7,7 @@ that was on its way in chunks starts again, what had been handed over whole is t
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any, TypeAlias
 
@@ -61,22 +62,29 @@ Outgoing: TypeAlias = tuple[Encoded, object]
 class _Bulk:
     """A message on its way in chunks."""
 
-    def __init__(self, number: int, outgoing: Outgoing) -> None:
+    def __init__(self, number: int, outgoing: Outgoing, chunk_bytes: int) -> None:
         self.number = number
         self.outgoing = outgoing
         self.announced = False
         self.position = 0
         self.pieces = [
-            (index, offset, buffer[offset : offset + frames.CHUNK_BYTES])
+            (index, offset, buffer[offset : offset + chunk_bytes])
             for index, buffer in enumerate(outgoing[0].buffers)
-            for offset in range(0, buffer.nbytes, frames.CHUNK_BYTES)
+            for offset in range(0, buffer.nbytes, chunk_bytes)
         ]
 
 
 class Link:
     """The sending side towards one peer; all of it belongs to the I/O thread. Unreachable for an impossible address."""
 
-    def __init__(self, sockets: Sockets, card: Card, account: Account, traffic: Traffic, now_s: float) -> None:
+    def __init__(
+        self, sockets: Sockets, card: Card, account: Account, traffic: Traffic, now_s: float, paced: bool = False
+    ) -> None:
+        self.granted = 0 if paced else math.inf
+        """Pieces of large messages that may leave; where the link is paced, whoever paces it grants them one by one."""
+        self.awaiting_grant = False
+        """Whether a piece has been announced to whoever paces the link; theirs."""
+        self._framing = frames.PACED if paced else frames.UNPACED
         self.card = card
         self.account = account
         self.connected = False
@@ -102,13 +110,21 @@ class Link:
         """Whether nothing waits to be sent."""
         return not (self._small or self._packed or self._bulk or self._in_flight)
 
+    @property
+    def next_bytes(self) -> int:
+        """Size of the next piece of a large message that waits for its grant alone; 0: there is none."""
+        if self.granted or not self._bulk or self._sent - self._acknowledged >= frames.WINDOW_CHUNKS:
+            return 0
+        bulk = self._bulk[0]
+        return bulk.pieces[bulk.position][2].nbytes if bulk.announced else len(bulk.outgoing[0].header)
+
     def add(self, outgoing: Outgoing) -> None:
         """Queue a message; :meth:`pump` sends it."""
-        if frames.is_small(outgoing[0]):
+        if frames.is_small(outgoing[0], self._framing.small_bytes):
             self._small.append(outgoing)
         else:
             self._transfers += 1
-            self._bulk.append(_Bulk(self._transfers, outgoing))
+            self._bulk.append(_Bulk(self._transfers, outgoing, self._framing.chunk_bytes))
 
     def pump(self) -> None:
         """Hand over to ZeroMQ as much as socket and window take."""
@@ -177,15 +193,18 @@ class Link:
         return b"".join(parts), sizes
 
     def _pump_bulk(self) -> None:
-        while self._bulk and self._sent - self._acknowledged < frames.WINDOW_CHUNKS:
+        while self._bulk and self.granted and self._sent - self._acknowledged < frames.WINDOW_CHUNKS:
             bulk = self._bulk[0]
             if not bulk.announced:
                 self.socket.send(frames.announce(bulk.number, bulk.outgoing[0].header), zmq.NOBLOCK)
                 bulk.announced = True
+                self.granted -= 1
+                continue
             index, offset, piece = bulk.pieces[bulk.position]
             self.socket.send(frames.chunk(bulk.number, index, offset), zmq.NOBLOCK | zmq.SNDMORE)
             self.socket.send(piece, zmq.NOBLOCK, copy=False)
             self._sent += 1
+            self.granted -= 1
             bulk.position += 1
             if bulk.position == len(bulk.pieces):
                 self._bulk.popleft()

@@ -14,6 +14,7 @@ from node.errors import TransportError, Unreachable
 from node.identity import Roster
 from node.live import frames
 from node.live.link import Account, Link, Traffic
+from node.live.pacing import Pace, Pacer
 from node.live.poll import Poll
 from node.live.refusals import Refusals
 from node.live.sockets import Sockets
@@ -34,7 +35,14 @@ class Links:
     """One link per peer that is sent to or watched; all but :meth:`account` belongs to the I/O thread."""
 
     def __init__(
-        self, sockets: Sockets, poll: Poll, refusals: Refusals, queue_bytes: int, grace_s: float, notices: Notices
+        self,
+        sockets: Sockets,
+        poll: Poll,
+        refusals: Refusals,
+        queue_bytes: int,
+        grace_s: float,
+        notices: Notices,
+        pace: Pace | None = None,
     ) -> None:
         self.traffic = Traffic()
         self._sockets = sockets
@@ -51,11 +59,17 @@ class Links:
         self.parting: set[int] = set()
         """Who has been told that we stop, and has not answered yet."""
         self._ready: dict[int, Link] = {}
+        self._uplink: Pacer[Callable[[], None]] | None = pace and Pacer(pace.up_bps)
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be sent to anybody."""
-        return all(link.idle for link in self._links.values())
+        return all(link.idle for link in self._links.values()) and not (self._uplink and self._uplink.queued_bytes)
+
+    @property
+    def due_s(self) -> float | None:
+        """When a paced uplink wants :meth:`pump` to be called; None: not before something else happens."""
+        return self._uplink.due_s if self._uplink is not None else None
 
     @property
     def waiting(self) -> bool:
@@ -85,6 +99,12 @@ class Links:
 
     def send(self, peer: int, encoded: Encoded, keep: object) -> None:
         """Queue a message for a peer; :meth:`pump` sends it. To one that has gone it is dropped."""
+        if self._uplink is not None and frames.is_small(encoded, frames.PACED.small_bytes):
+            self._uplink.add_first(encoded.size_bytes, lambda: self._enqueue(peer, encoded, keep), time.monotonic())
+        else:
+            self._enqueue(peer, encoded, keep)
+
+    def _enqueue(self, peer: int, encoded: Encoded, keep: object) -> None:
         link = None if peer in self._gone else self._links.get(peer) or self._open(peer)
         if link is None:
             self.account(peer).left_bytes += encoded.size_bytes
@@ -112,6 +132,17 @@ class Links:
 
     def pump(self) -> None:
         """Send what can be sent, and tell who waited for it."""
+        if self._uplink is None:
+            self._pump_ready()
+            return
+        now_s = time.monotonic()
+        self._pump_ready(now_s)
+        while (passed := self._uplink.take(now_s)) is not None:
+            at_s, leave = passed
+            leave()
+            self._pump_ready(at_s)  # not now_s: a wake-up that was late must not delay the pieces that follow
+
+    def _pump_ready(self, since_s: float = 0.0) -> None:
         ready, self._ready = self._ready, {}
         for peer, link in ready.items():
             blocked = link.blocked
@@ -120,6 +151,19 @@ class Links:
                 self._poll.writing(link.socket, link.blocked)
             if link.account.wanted and link.account.queued_bytes <= self._queue_bytes:
                 self._notices.room(peer)
+            if self._uplink is not None:
+                self._ask(self._uplink, peer, link, since_s)
+
+    def _ask(self, uplink: Pacer[Callable[[], None]], peer: int, link: Link, since_s: float) -> None:
+        if not link.awaiting_grant and (size_bytes := link.next_bytes):
+            link.awaiting_grant = True
+            uplink.add(peer, size_bytes, lambda: self._grant(peer, link), since_s)
+
+    def _grant(self, peer: int, link: Link) -> None:
+        link.awaiting_grant = False
+        link.granted = 1
+        if self._links.get(peer) is link:  # it may have been closed in the meantime
+            self._ready[peer] = link
 
     def check(self, now_s: float) -> None:
         """Give up the peers whose links have been down for longer than the grace. Their links keep trying."""
@@ -142,7 +186,8 @@ class Links:
         if link is None and self._roster is not None and peer in self._roster:
             card = self._roster.card(peer)
             try:
-                link = Link(self._sockets, card, self.account(peer), self.traffic, time.monotonic())
+                paced = self._uplink is not None
+                link = Link(self._sockets, card, self.account(peer), self.traffic, time.monotonic(), paced)
             except Unreachable as error:
                 self._refusals.by_address("address", card.address, time.monotonic(), str(error))
                 self.lose(peer)

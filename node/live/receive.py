@@ -11,7 +11,7 @@ from typing import TypeAlias
 from node.codec import Header, Limits, decode_header
 from node.errors import FrameTooLarge
 from node.live.buffers import BufferPool
-from node.live.frames import CHUNK_BYTES, Chunk, Refused, read_announce, read_small
+from node.live.frames import UNPACED, Chunk, Framing, Refused, read_announce, read_small
 
 _ALIGN_BYTES = 64
 
@@ -23,8 +23,9 @@ Delivery: TypeAlias = tuple[int, Header, list[memoryview]]
 class _Transfer:
     """A message whose payloads arrive in chunks, in order, each at its place in one reused buffer."""
 
-    def __init__(self, header: Header, pool: BufferPool) -> None:
+    def __init__(self, header: Header, pool: BufferPool, chunk_bytes: int) -> None:
         self.header = header
+        self._chunk_bytes = chunk_bytes
         starts, end = [], 0
         for spec in header.specs:
             starts.append(end)
@@ -44,7 +45,7 @@ class _Transfer:
                 "chunk",
                 f"a chunk at {chunk.buffer}:{chunk.offset} where {self._buffer}:{self._offset} comes next",
             )
-        return self.buffers[self._buffer][self._offset : self._offset + CHUNK_BYTES]
+        return self.buffers[self._buffer][self._offset : self._offset + self._chunk_bytes]
 
     def advance(self, size_bytes: int) -> None:
         self._offset += size_bytes
@@ -70,8 +71,9 @@ class _Inbox:
 class Receiver:
     """Checks and assembles. Every method raises a TransportError for a frame that is refused; its state stays whole."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, framing: Framing = UNPACED) -> None:
         self._limits = limits
+        self._chunk_bytes = framing.chunk_bytes
         self._pool = BufferPool(limits.backlog_bytes)
         self._inboxes: dict[int, _Inbox] = {}
 
@@ -119,7 +121,7 @@ class Receiver:
             raise Refused("transfer", f"more than {self._limits.transfers} transfers at a time")
         if inbox.arriving_bytes + header.size_bytes > self._limits.arriving_bytes:
             raise FrameTooLarge(f"more than {self._limits.arriving_bytes} bytes arriving from one peer")
-        inbox.transfers[number] = _Transfer(header, self._pool)
+        inbox.transfers[number] = _Transfer(header, self._pool, self._chunk_bytes)
 
     def slot(self, peer: int, chunk: Chunk) -> memoryview:
         """Where the payload of the next chunk goes; its length is exactly the payload's."""

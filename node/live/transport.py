@@ -19,6 +19,7 @@ from node.errors import FrameTooLarge, NotAMember, TransportError, Unreachable
 from node.identity import Identity, Roster
 from node.live.io_thread import IoThread
 from node.live.links import Notices
+from node.live.pacing import Pace
 from node.live.receive import Delivery
 
 
@@ -52,11 +53,13 @@ class Transport:
         limits: Limits | None = None,
         grace_s: float = 3.0,
         encrypted: bool = True,
+        pace: Pace | None = None,
     ) -> None:
         """``on_message`` gets sender, header and payloads; ``on_lost`` a peer whose link is gone for ``grace_s``,
         ``on_back`` one that was lost and is there again.
 
-        Without encryption anybody can be anybody: that is for benchmarks alone. Port 0 is any free one.
+        Without encryption anybody can be anybody: that is for benchmarks alone. Port 0 is any free one. With a ``pace``
+        this node's links are held to it; messages are cut finer then, so all that talk to each other have one, or none.
         """
         self._node = node
         self._identity = identity
@@ -67,6 +70,7 @@ class Transport:
         self._limits = limits or Limits()
         self._grace_s = grace_s
         self._encrypted = encrypted
+        self._pace = pace
         self._roster: Roster | None = None
         self._gone: set[int] = set()
         self._waiting: dict[int, deque[asyncio.Future[None]]] = {}
@@ -91,6 +95,7 @@ class Transport:
             ),
             deliver=lambda batch, cost: self._tell(self._receive, batch, cost),
             ended=lambda: self._tell(self._io_ended),
+            pace=self._pace,
         )
         self._enqueue = self._io.links.send
         self.address = self._io.address

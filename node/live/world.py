@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from node.record import Recorder
 from node.solver import Executor, Plan, explain
 from node.tape import EventKind, Tape
 from node.topology import Topology, build
-from node.world import Workload
+from node.world import Done, Workload
 
 _MOST_ANSWERS = 64
 """Answers to one peer that may wait to be solved and sent."""
@@ -72,6 +72,7 @@ class LiveWorld:
         self.topology = topology
         self.seed = seed
         self.initial = self.graph.constant(workload.init.solve(Task((), {}, Key(seed, 0, 0))), workload.model_spec)
+        self.gone: Collection[int] = ()
         self.recorder = recorder
         self.tape = tape
         self.batches = 0
@@ -233,6 +234,9 @@ class LiveWorld:
         self.tape.note(self.clock.time(), EventKind.TRAINED, self.me)
         return model
 
+    def evaluating(self, ctx: Context, on: str) -> None:
+        """Nothing to do: real time passes by itself."""
+
     def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> Awaitable[None]:
         """Solve what the message refers to, and queue it for each peer; goes on whether or not it is awaited."""
         return self._begin(self._transmit(ctx, to, message, request, 0))
@@ -284,7 +288,7 @@ class LiveWorld:
         self.recorder.add(self.clock.time(), ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
         self.spawn(ctx, self._settle())
 
-    def watch(self, peers: Sequence[int]) -> None:
+    def watch(self, ctx: Context, peers: Sequence[int]) -> None:
         """Notice when one of these peers goes."""
         assert self.transport is not None
         self.transport.watch([peer for peer in peers if peer != self.me])
@@ -310,7 +314,7 @@ class LiveWorld:
 
     def save(self, ctx: Context, state: Mapping[str, Any]) -> Awaitable[None]:
         """Solve and keep a node's state."""
-        return self._save(state)
+        return self._save(state) if self._checkpoints.is_kept else Done(None)
 
     async def _save(self, state: Mapping[str, Any]) -> None:
         refs = {name: value for name, value in state.items() if isinstance(value, Ref)}

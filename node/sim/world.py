@@ -4,58 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
-from node import codec
-from node.clock import Priority, VirtualClock
-from node.config import DevicesSection, NetworkSection, TopologySection
+from node.clock import VirtualClock
+from node.config import TopologySection
 from node.context import Context
 from node.errors import ProtocolError, SimulationError, StarlingError
-from node.graph import Graph
-from node.mailbox import Mailbox
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref, Task, Value
 from node.protocol import Protocol
 from node.record import Recorder
-from node.sim.devices import per_node
-from node.sim.network import Network
-from node.solver import Executor, Solver
+from node.sim import network
+from node.sim.garbage import lean_garbage_collection
+from node.sim.labour import Labour
+from node.sim.mail import Mail
+from node.sim.presence import Presence
+from node.sim.surroundings import Surroundings
+from node.solver import Solver
 from node.tape import EventKind, Tape
 from node.topology import Topology, build
+from node.usage import Usage
 from node.world import Done, Workload, cannot_go_on
 
-_SENT: Done[None] = Done(None)
-_TRAINED, _DELIVERED, _ENDED = int(EventKind.TRAINED), int(EventKind.DELIVERED), int(EventKind.ENDED)
-
-
-@contextmanager
-def lean_garbage_collection(nodes: int) -> Iterator[None]:
-    """Collect about once a round while a run makes millions of short-lived objects, few of them in cycles."""
-    before = gc.get_threshold()
-    if nodes >= 1_000:
-        gc.collect()  # what an earlier run of this size may have left; with few nodes that takes longer than the run
-    gc.freeze()
-    gc.set_threshold(max(100_000, 25 * nodes), 50, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+_DONE: Done[None] = Done(None)
+_ENDED = int(EventKind.ENDED)
 
 
 class SimWorld:
     """Runs the nodes of one experiment in virtual time; a :class:`~node.world.World`.
 
-    Make it inside the event loop. After :meth:`run`, ``finals`` holds each node's final model by node.
+    Make it inside the event loop. After :meth:`run`, ``finals`` holds each node's final model by node, and ``lost``
+    what became of the nodes that have none.
 
     Args:
         nodes: how many.
         seed: the experiment's.
+        solver: solves the world's graph, which is its own.
+        usage: told what each node spends its time on; None: a new one.
         window_tasks: recorded tasks after which what is wanted so far is solved.
         on_window: called whenever that has happened.
+        stopwatch: real seconds, to tell what solving costs.
     """
 
     def __init__(
@@ -64,87 +54,130 @@ class SimWorld:
         seed: int,
         workload: Workload,
         topology: Topology,
-        executor: Executor,
+        solver: Solver,
         recorder: Recorder,
         tape: Tape,
+        surroundings: Surroundings,
         *,
-        devices: DevicesSection,
-        network: NetworkSection,
+        usage: Usage | None = None,
         roles: Mapping[int, str],
         window_tasks: int,
         on_window: Callable[[], None] = lambda: None,
+        stopwatch: Callable[[], float] = lambda: 0.0,
     ) -> None:
         clock = asyncio.get_running_loop()
         if not isinstance(clock, VirtualClock):
             raise SimulationError("a simulated world needs a VirtualClock as its event loop")
         clock.tell(self.stories)
         self.clock = clock
-        self.graph = Graph(seed)
-        self.solver = Solver(self.graph, executor)
+        self.solver = solver
+        self.graph = solver.graph
         self.workload = workload
         self.topology = topology
         self.seed = seed
         self.initial = self.graph.constant(workload.init.solve(Task((), {}, Key(seed, 0, 0))), workload.model_spec)
         self.finals: dict[int, Ref] = {}
-        self.messages = 0
-        self.bytes_sent = 0
+        self.lost: dict[int, str] = {}
+        self.gone: Collection[int] = ()
         self.forced_solves = 0
+        self.forced_s = 0.0
+        self.solving_s = 0.0
         self.recorder = recorder
-        self._note, self._take = tape.note, tape.take
-        self._flush_tape = tape.flush_when_full
-        self._network = Network(network, nodes, seed)
-        self._seconds_per_sample = per_node(devices.seconds_per_sample, nodes, seed, "seconds_per_sample")
+        self.usage = usage or Usage(nodes)
+        self._tape = tape
         self._window_tasks = window_tasks
-        self._on_window = on_window
         self._window_end = window_tasks
+        self._on_window = on_window
+        self._stopwatch = stopwatch
         self._by_role = _by_role(nodes, roles)
         self._topologies: dict[TopologySection, Topology] = {}
+        self._parts: tuple[Callable[[], Protocol], Callable[[int], Wrapping | None]]
         self._contexts: list[Context] = []
-        self._mailboxes: list[Mailbox] = []
-        self._handled: Mapping[type[Message], object] = {}
-        self._wrapped = False
+        self._tasks: list[asyncio.Task[Ref | None] | None] = [None] * nodes
         self._spawned: set[asyncio.Task[None]] = set()
+        self._watchers: dict[int, dict[int, None]] = {}
         self._saved: dict[int, Mapping[str, Any]] = {}
         self._over: asyncio.Future[None] = clock.create_future()
-        self._running = 0
+        self._running = nodes
+        self._surround(surroundings)
+
+    def _surround(self, surroundings: Surroundings) -> None:
+        """Set up what runs the nodes, links them, and makes them go and come."""
+        clock, nodes, devices = self.clock, len(self._tasks), surroundings.devices
+        self._presence: Presence | None = None
+        if surroundings.churn is not None:
+            self._presence = Presence(surroundings.churn, nodes, clock, self, surroundings.detect_s)
+            self.gone = self._presence.gone
+        self.network = network.build(
+            surroundings.network,
+            nodes,
+            self.seed,
+            clock,
+            up_bps=devices.up_bps,
+            down_bps=devices.down_bps,
+            sent=self.usage.sent,
+            lost=lambda to, sender, size: self.mail.lose((to, sender, size)),
+        )
+        self.labour = Labour(clock, self.graph, self.workload, surroundings, self._presence, self._tape, self.usage)
+        self.mail = Mail(clock, self.network, self._tape, self._contexts, self._fail, self._presence)
 
     async def run(self, protocol: Callable[[], Protocol], wrapping: Callable[[int], Wrapping | None]) -> None:
         """Run one protocol instance on every node until all have ended, then solve what was recorded."""
-        nodes = len(self._by_role[None])
-        protocols = [self._enter(node, protocol, wrapping) for node in range(nodes)]
-        self._mailboxes = [ctx.mailbox for ctx in self._contexts]
-        self._wrapped = any(ctx.is_wrapped for ctx in self._contexts)
-        self._handled = protocols[0].handlers
-        self._running = nodes
-        tasks: list[asyncio.Task[Ref | None]] = []
+        self._parts = (protocol, wrapping)
+        nodes = len(self._tasks)
+        protocols: list[Protocol] = []
+        for node in range(nodes):
+            ctx, made = self._context(node)
+            self._contexts.append(ctx)
+            protocols.append(made)
+        self.mail.open(protocols[0].handlers)
         with lean_garbage_collection(nodes):
             try:
-                for node, ctx in enumerate(self._contexts):
-                    task = self.clock.create_task(protocols[node].run(ctx), name=f"node-{node}")
-                    task.add_done_callback(self._ended)
-                    tasks.append(task)
+                if self._presence is None:
+                    for node, made in enumerate(protocols):
+                        self._begin(self._contexts[node], made)
+                else:
+                    self._presence.begin()
+                protocols.clear()
                 gc.freeze()  # what lasts for the whole run need not be looked at by every collection
                 await self._over
             finally:
-                for task in [*tasks, *self._spawned]:
-                    task.cancel()
-            self.recorder.keep_last()
-            self.solve([*self.recorder.wanted(), *self.finals.values()])
+                for task in [*self._tasks, *self._spawned]:
+                    if task is not None:
+                        task.cancel()
+            self._close()
 
-    def _enter(self, node: int, make: Callable[[], Protocol], wrapping: Callable[[int], Wrapping | None]) -> Protocol:
+    def _context(self, node: int) -> tuple[Context, Protocol]:
+        make, wrapping = self._parts
+        clock = None if self._presence is None else self._presence.clocks[node]
         try:
             protocol = make()
-            self._contexts.append(Context(node, self, protocol, wrapping(node)))
+            return Context(node, self, protocol, wrapping(node), clock), protocol
         except StarlingError:
             raise
         except Exception as error:
             raise _failure(node, error) from error
-        return protocol
+
+    def _begin(self, ctx: Context, protocol: Protocol) -> None:
+        task = self.clock.create_task(protocol.run(ctx), name=f"node-{ctx.me}")
+        task.add_done_callback(self._ended)
+        self._tasks[ctx.me] = task
+
+    def _close(self) -> None:
+        """The run is over: account for the rest, and solve what is still wanted."""
+        if self._presence is not None:
+            for node, since_s in self._presence.offline():
+                self.usage.offline(node, since_s, self.clock.now)
+        self.recorder.keep_last()
+        self.solve([*self.recorder.wanted(), *self.finals.values()])
+        self.solver.keep()
 
     def solve(self, wanted: Sequence[Ref]) -> None:
         """Solve some values, and fill in what was recorded."""
+        began_s = self._stopwatch()
         self.solver.solve([*wanted, *self.recorder.wanted()])
         self.recorder.settle(self.graph.values)
+        self.solving_s += self._stopwatch() - began_s
 
     def _ended(self, task: asyncio.Task[Ref | None]) -> None:
         if task.cancelled():
@@ -154,10 +187,15 @@ class SimWorld:
         if error is not None:
             self._fail(node, error)
             return
-        self._note(self.clock.now, _ENDED, node)
+        self._tape.note(self.clock.now, _ENDED, node)
         final = task.result()
         if final is not None:
             self.finals[node] = final
+        if self._presence is not None:
+            self._presence.ended(node)
+        self._one_less()
+
+    def _one_less(self) -> None:
         self._running -= 1
         if not self._running and not self._over.done():
             self._over.set_result(None)
@@ -167,9 +205,64 @@ class SimWorld:
             self._over.set_exception(error if isinstance(error, StarlingError) else _failure(node, error))
 
     def stories(self) -> Iterator[str]:
-        """What every waiting node waits for."""
+        """What every waiting node waits for, and what every stalled transfer."""
         for ctx in self._contexts:
-            yield from ctx.stories()
+            if self._presence is None or self._presence.is_online(ctx.me):
+                yield from ctx.stories()
+        yield from self.network.stories()
+
+    # Nodes that go and come
+
+    def enter(self, node: int) -> None:
+        """A node runs its protocol, from what it has saved."""
+        before = self._contexts[node]
+        ctx, protocol = self._context(node)
+        ctx.bytes_sent = before.bytes_sent
+        self._contexts[node] = ctx
+        self._begin(ctx, protocol)
+
+    def leave(self, node: int, what: str) -> None:
+        """A node is gone: what it was computing, sending and receiving is lost."""
+        for task in [self._tasks[node], *[task for task in self._spawned if task.get_name() == f"node-{node}"]]:
+            if task is not None:
+                task.cancel()
+        self.network.cut(node)
+        self.labour.cut(node)
+        if what == "leave":
+            watchers = tuple(self._watchers.pop(node, {}))
+            self.network.carry(node, watchers, 0, self._hear_goodbye, self.clock.now)
+            if not watchers:
+                self._hear_goodbye((node, node, self.clock.now, 0))
+
+    def _hear_goodbye(self, arg: tuple[int, int, float, int]) -> None:
+        hearer, node, since_s, _ = arg
+        assert self._presence is not None
+        if self._presence.forget(node, since_s):
+            self._contexts[hearer].give_up(node)
+
+    def returned(self, node: int, since_s: float) -> None:
+        """A node that was away since then is back."""
+        self.usage.offline(node, since_s, self.clock.now)
+
+    def tell(self, node: int) -> None:
+        """Those who wait for a node learn that it is gone."""
+        for watcher in self._watchers.pop(node, {}):
+            self._contexts[watcher].give_up(node)
+
+    def abandon(self, node: int, how: str) -> None:
+        """A node is gone for good."""
+        self.lost[node] = how
+        self._one_less()
+
+    def events(self) -> int:
+        """How much has happened."""
+        return self._tape.events
+
+    def _is_stale(self, ctx: Context) -> bool:
+        """Whether a context is of a node that has gone since: what its last breath asks for does not happen."""
+        if self._presence is None:
+            return False
+        return self._contexts[ctx.me] is not ctx or not self._presence.is_online(ctx.me)
 
     # What a context sees
 
@@ -187,77 +280,47 @@ class SimWorld:
         """Let the device's time for so many steps pass."""
         if self.graph.recorded >= self._window_end:
             self._close_window()
-        node = ctx.me
-        seconds = self.workload.samples(node, steps) * self._seconds_per_sample[node]
-        future: asyncio.Future[Ref] = self.clock.create_future()
-        self.clock.post(seconds, self._trained, (future, model, node), Priority.TIMER)
-        return future
+        return self.labour.begin(ctx, model, steps)
 
-    def _trained(self, arg: tuple[asyncio.Future[Ref], Ref, int]) -> None:
-        future, model, node = arg
-        self._note(self.clock.now, _TRAINED, node)
-        if not future.done():
-            future.set_result(model)
+    def evaluating(self, ctx: Context, on: str) -> None:
+        """An evaluation was asked for."""
+        self.labour.evaluate(ctx, on)
 
     def _close_window(self) -> None:
         self._window_end = self.graph.recorded + self._window_tasks
         self.solve(())
+        self.solver.close_window()
         self._on_window()
 
     def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> Awaitable[None]:
         """Put a message on its way to each peer."""
-        self._transmit(ctx, to, message, request, 0)
-        return _SENT
+        if not self._is_stale(ctx):
+            self.mail.send(ctx, to, message, request, 0)
+        return _DONE
 
     def answer(self, ctx: Context, to: int, message: Message, reply: int) -> None:
         """Put an answer on its way."""
-        self._transmit(ctx, (to,), message, 0, reply)
-
-    def _transmit(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
-        if to and not (min(to) >= 0 and max(to) < len(self._contexts)):
-            raise ProtocolError(f"node {ctx.me} sends to {list(to)}; nodes are numbered 0 to {len(self._contexts) - 1}")
-        self._flush_tape()
-        size = codec.size_bytes(message, request, reply)
-        me = ctx.me
-        post = self.clock.post
-        delays_s = self._network.delays_s(me, to, size)
-        if reply or self._wrapped or type(message) in self._handled:
-            for peer, delay_s in zip(to, delays_s, strict=True):
-                post(delay_s, self._deliver, (peer, me, message, size, request, reply))
-        else:
-            for peer, delay_s in zip(to, delays_s, strict=True):
-                post(delay_s, self._deposit, (peer, me, message, size))
-        sent = size * len(to)
-        ctx.bytes_sent += sent
-        self.bytes_sent += sent
-        self.messages += len(to)
-
-    def _deposit(self, arg: tuple[int, int, Message, int]) -> None:
-        """Deliver to the mailbox at once, where there is no mod, observer, handler or request: most messages."""
-        to, sender, message, size = arg
-        self._take((self.clock.now, _DELIVERED, to, sender, size))
-        self._mailboxes[to].put(sender, message)
-
-    def _deliver(self, arg: tuple[int, int, Message, int, int, int]) -> None:
-        to, sender, message, size, request, reply = arg
-        self._note(self.clock.now, _DELIVERED, to, sender, size)
-        try:
-            self._contexts[to].deliver(sender, message, request, reply)
-        except Exception as error:
-            self._fail(to, error)
+        self.mail.send(ctx, (to,), message, 0, reply)
 
     def value(self, ref: Ref) -> Awaitable[Value]:
         """Solve just what a value needs, while time stands still."""
+        began_s = self._stopwatch()
         if not self.graph.is_solved(ref.id):
             self.forced_solves += 1
-        return Done(self.solver.value(ref))
+        value = self.solver.value(ref)
+        self.forced_s += self._stopwatch() - began_s
+        return Done(value)
 
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
         """Keep some metrics of a node's round, and what it has sent so far."""
-        self.recorder.add(self.clock.now, ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
+        if not self._is_stale(ctx):
+            self.recorder.add(self.clock.now, ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
 
-    def watch(self, peers: Sequence[int]) -> None:
-        """Nothing to do: a simulated loss is told to all."""
+    def watch(self, ctx: Context, peers: Sequence[int]) -> None:
+        """Tell a node when one of these goes."""
+        if self._presence is not None:
+            for peer in peers:
+                self._watchers.setdefault(peer, {})[ctx.me] = None
 
     def spawn(self, ctx: Context, work: Coroutine[Any, Any, None]) -> None:
         """Run work beside a node's ``run``."""
@@ -271,9 +334,10 @@ class SimWorld:
             self._fail(int(task.get_name().removeprefix("node-")), error)
 
     def save(self, ctx: Context, state: Mapping[str, Any]) -> Awaitable[None]:
-        """Keep a node's state."""
-        self._saved[ctx.me] = dict(state)
-        return _SENT
+        """Keep a node's state; where nobody ever goes, nobody will ask for it."""
+        if self._presence is not None and not self._is_stale(ctx):
+            self._saved[ctx.me] = dict(state)
+        return _DONE
 
     def load(self, ctx: Context) -> Mapping[str, Any] | None:
         """What the node saved last."""

@@ -76,6 +76,10 @@ class Quadratic:
         """One sample a step."""
         return steps
 
+    def held_samples(self, node: int, on: str) -> int:
+        """One."""
+        return 1
+
     def lr(self, call: int) -> float:
         """Constant."""
         return self._lr

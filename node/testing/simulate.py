@@ -11,16 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.clock import VirtualClock
-from node.config import DevicesSection, NetworkSection, TopologySection
+from node.config import ChurnSection, DevicesSection, NetworkSection, TopologySection
+from node.graph import Graph
 from node.mods import Mod, Observer, Wrapping
 from node.op import Value
 from node.protocol import Protocol
 from node.record import Recorder
+from node.sim.surroundings import Surroundings, surround
 from node.sim.world import SimWorld
-from node.solver import Executor, InlineExecutor
+from node.solver import Executor, InlineExecutor, Solver
 from node.tape import Tape
 from node.testing.quadratic import Quadratic
 from node.topology import build
+from node.usage import Usage
 from node.world import Workload
 
 
@@ -42,6 +45,11 @@ class Outcome:
     """Tasks computed."""
     forced_solves: int
     event_hash: str
+    lost: dict[int, str]
+    """Nodes that went and never came back, and since when."""
+    usage: Usage = field(repr=False)
+    counters: dict[str, int | float] = field(repr=False)
+    """What solving the compute graph took: tasks skipped, calls, the most bytes of models at once."""
     events: bytes = field(repr=False, default=b"")
 
     def mean(self) -> NDArray[np.float64]:
@@ -63,6 +71,7 @@ def run_protocol(
     seed: int = 0,
     devices: DevicesSection | None = None,
     network: NetworkSection | None = None,
+    churn: ChurnSection | None = None,
     mods: Sequence[Mod | Observer] = (),
     executor: Executor | None = None,
     every: int = 1,
@@ -78,14 +87,22 @@ def run_protocol(
     """
     if topology is None:
         topology = TopologySection(kind="ring" if nodes > 2 else "full")
+    roles = protocol.roles(nodes)
+    surroundings = surround(
+        nodes,
+        seed,
+        devices or DevicesSection(),
+        network or NetworkSection(),
+        churn or ChurnSection(),
+        learners=[node for node in range(nodes) if roles.get(node, "learner") == "learner"],
+    )
     run = _run(
         protocol,
         nodes,
         workload or Quadratic(nodes, seed=seed),
         topology,
         seed,
-        devices or DevicesSection(),
-        network or NetworkSection(),
+        surroundings,
         mods,
         executor or InlineExecutor(),
         every,
@@ -101,40 +118,43 @@ async def _run(
     workload: Workload,
     topology: TopologySection,
     seed: int,
-    devices: DevicesSection,
-    network: NetworkSection,
+    surroundings: Surroundings,
     mods: Sequence[Mod | Observer],
     executor: Executor,
     every: int,
     window_tasks: int,
 ) -> Outcome:
     blocks: list[bytes] = []
-    tape, recorder = Tape(blocks.append), Recorder(every)
+    tape, recorder, usage = Tape(blocks.append), Recorder(every), Usage(nodes)
     world = SimWorld(
         nodes,
         seed,
         workload,
         build(topology, nodes, seed),
-        executor,
+        Solver(Graph(seed), executor),
         recorder,
         tape,
-        devices=devices,
-        network=network,
+        surroundings,
+        usage=usage,
         roles=protocol.roles(nodes),
         window_tasks=window_tasks,
     )
     await world.run(lambda: copy.deepcopy(protocol), lambda node: _wrapping(mods))
+    usage.close(world.clock.time())
     digest = tape.digest()
     return Outcome(
         models={node: world.solver.value(ref) for node, ref in sorted(world.finals.items())},
         recorder=recorder,
         time_s=world.clock.time(),
-        messages=world.messages,
-        bytes_sent=world.bytes_sent,
+        messages=world.mail.messages,
+        bytes_sent=world.mail.bytes_sent,
         tasks=world.graph.recorded,
         solved=world.solver.solved,
         forced_solves=world.forced_solves,
         event_hash=digest,
+        lost=world.lost,
+        usage=usage,
+        counters=world.solver.counters(),
         events=b"".join(blocks),
     )
 

@@ -25,10 +25,13 @@ from typing import Any
 
 from node import Context, Message, Protocol, Ref, TopologySection
 from node.clock import Priority, VirtualClock
-from node.config import DevicesSection, NetworkSection
+from node.config import ChurnSection, DevicesSection, NetworkSection
+from node.graph import Graph
 from node.record import Recorder
-from node.sim.world import SimWorld, lean_garbage_collection
-from node.solver import InlineExecutor
+from node.sim.garbage import lean_garbage_collection
+from node.sim.surroundings import surround
+from node.sim.world import SimWorld
+from node.solver import InlineExecutor, Solver
 from node.tape import Tape
 from node.testing import Quadratic
 from node.topology import Topology, build
@@ -159,11 +162,17 @@ def stack(topology: Topology, rounds: int) -> None:
             0,
             Quadratic(1, lr=0.1),
             topology,
-            InlineExecutor(),
+            Solver(Graph(0), InlineExecutor()),
             Recorder(),
             Tape(),
-            devices=DevicesSection(seconds_per_sample=TRAIN_S),
-            network=NetworkSection(latency_s=LATENCY_S),
+            surround(
+                topology.nodes,
+                0,
+                DevicesSection(seconds_per_sample=TRAIN_S),
+                NetworkSection(latency_s=LATENCY_S),
+                ChurnSection(),
+                learners=(),
+            ),
             roles={},
             window_tasks=2**40,
         )

@@ -137,7 +137,7 @@ async def test_who_was_lost_before_the_run_is_not_waited_for():
         await ctx.collect(Note, frm=[0], number=2)
 
     async with worlds(2) as (one, other):
-        other.watch([0])
+        other.transport.watch([0])
         await one.transport.close()
         while not other._early:
             await asyncio.sleep(0)

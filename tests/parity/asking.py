@@ -59,7 +59,6 @@ class Asking(Protocol):
             if metrics["accuracy"] > 0.3:
                 model = ctx.apply(noisy, model, by=1e-3)
             await ctx.checkpoint(model=model, round=round)
-            model = ctx.restore()["model"]
             samples = sum(answer.samples for answer in heard)
             ctx.record(round=round, accuracy=ctx.evaluate(model), asked=asked, samples=samples)
         return model

@@ -13,12 +13,14 @@ import pytest
 
 from node import Context, Mod, Observer, ProtocolError, StarlingError, Unreachable
 from node.clock import VirtualClock
-from node.config import DevicesSection, Distribution, NetworkSection, TopologySection
+from node.config import ChurnSection, DevicesSection, Distribution, NetworkSection, TopologySection
 from node.errors import Deadlock
+from node.graph import Graph
 from node.mods import Wrapping
 from node.record import Recorder
+from node.sim.surroundings import surround
 from node.sim.world import SimWorld
-from node.solver import BatchedExecutor, InlineExecutor
+from node.solver import BatchedExecutor, InlineExecutor, Solver
 from node.tape import Tape
 from node.testing import Quadratic
 from node.topology import build
@@ -189,11 +191,17 @@ async def simulated(experiment, workload):
         experiment.seed,
         workload,
         build(experiment.topology, experiment.nodes, experiment.seed),
-        BatchedExecutor() if experiment.batched else InlineExecutor(),
+        Solver(Graph(experiment.seed), BatchedExecutor() if experiment.batched else InlineExecutor()),
         Recorder(),
         tape,
-        devices=experiment.devices,
-        network=experiment.network,
+        surround(
+            experiment.nodes,
+            experiment.seed,
+            experiment.devices,
+            experiment.network,
+            ChurnSection(),
+            learners=range(experiment.nodes),
+        ),
         roles=experiment.kind.roles(experiment.nodes),
         window_tasks=experiment.window,
     )
@@ -242,7 +250,7 @@ def test_a_random_experiment_ends_well_or_with_a_clean_error_and_the_same_again(
         return
 
     assert len(world.finals) == experiment.nodes, experiment
-    assert sum(wrapping.observers[0].received_count for wrapping in mods) == world.messages, experiment
+    assert sum(wrapping.observers[0].received_count for wrapping in mods) == world.mail.messages, experiment
     graph, initial, finals = world.graph, world.initial, world.finals
     del world, mods
     gc.collect()  # with the nodes go the messages that nobody has collected

@@ -119,7 +119,11 @@ class Rogue:
         self.socket.curve_serverkey = server_key or victim.curve_key
         self.socket.curve_publickey = identity.curve_public
         self.socket.curve_secretkey = identity.curve_secret
-        self.monitor = self.socket.get_monitor_socket()
+        # Without limit, or a rogue that is refused for seconds on end fills it, and ZeroMQ waits for a reader.
+        self.monitor = self.context.socket(zmq.PAIR)
+        self.monitor.rcvhwm = 0
+        self.socket.monitor("inproc://rogue", zmq.EVENT_ALL)
+        self.monitor.connect("inproc://rogue")
         self.socket.connect(victim.address)
 
     def send(self, *parts: bytes) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import structlog
 
 from launch import experiment
-from node.cli import tape
+from node.cli import running, tape
 from node.cli.doctor import Finding
 from node.cli.main import main
+from node.cli.progress import Progress
+from node.config import ExperimentConfig
+from node.record import Recorder, Row
 
 TINY = ["--set", "nodes=3", "--set", "protocol.rounds=2", "--set", "topology.kind=full", "--set", "model.name=softmax"]
 TINY_VIRTUAL = ["digits-gossip", "--clock", "virtual", *TINY]
@@ -116,6 +120,13 @@ def test_a_wrong_value_is_one_line(starling, tmp_path, name):
         (["run", "digits-gossip", "--clock", "sundial"], "'real', 'virtual'"),
         (["run", "digits-gossip", "--sett", "a=1"], "No such option"),
         (["run", "digits-gossip", "--check-determinism", "--clock", "real"], "only the virtual clock"),
+        (["run", "digits-gossip", "--clock", "real", "--trace", "t.json"], "--trace t.json: only the virtual clock"),
+        (["run", "digits-gossip", "--clock", "real", "--set", "record.trace=true"], "record.trace: only the virtual"),
+        (
+            ["run", "digits-gossip", "--clock", "virtual", "--trace", "no/t.json"],
+            "--trace no/t.json: there is no folder",
+        ),
+        (["run", "digits-gossip", "--sweep", "seed"], "--sweep seed: write it as key=value,value"),
         (["list", "protocol"], "list: nothing is called 'protocol'; allowed: experiments, protocols"),
         (["report", "none"], "none: there is no such folder"),
         (["fly"], "No such command 'fly'"),
@@ -196,12 +207,46 @@ def test_a_broken_module_of_the_user_is_one_line(starling, tmp_path, key, code, 
 def test_a_run_tells_its_outcome(starling, tmp_path):
     code, out, err = starling("run", *TINY_VIRTUAL, "--out", "here")
     assert (code, err) == (0, "")
-    first, second, third = out.splitlines()
+    first, second, *costs, last = out.splitlines()
     assert first.startswith("digits-gossip: 3 simulated nodes, dpsgd, 2 rounds: mean test accuracy 0.")
     assert " virtual time, " in second
-    assert third == "  results: here/  (report.html, summary.json, metrics.parquet)"
+    assert any("device hours" in line for line in costs)
+    assert last == "  results: here/  (report.html, summary.json, metrics.parquet)"
     files = {path.name for path in (tmp_path / "here").iterdir()}
-    assert files == {"experiment.toml", "summary.json", "metrics.parquet", "report.html"}
+    assert files == {"experiment.toml", "summary.json", "metrics.parquet", "report.html", "timeline.parquet"}
+
+
+OUTCOME = {
+    "name": "mine", "nodes": 2, "clock": "virtual", "protocol": "dpsgd", "rounds": 3, "metrics": {}, "time_s": 1.0,
+    "wall_s": 2.0, "messages": 4, "bytes_sent": 5, "lost": {"1": "was killed"}, "time_to_accuracy_s": {"0.9": None},
+    "bytes_to_accuracy": {"0.9": None},
+}  # fmt: skip
+
+
+def test_an_outcome_tells_only_what_is_known(capfd):
+    running.tell_outcome(OUTCOME, Path("here"))
+    assert capfd.readouterr().out.splitlines()[2:] == [
+        "  node 1 was killed",
+        "  results: here/  (report.html, summary.json, metrics.parquet)",
+    ]
+
+
+def test_an_outcome_tells_what_it_took(capfd):
+    known = {
+        "time_to_accuracy_s": {"0.5": 3.25, "0.8": 300.0, "0.9": None},
+        "bytes_to_accuracy": {"0.5": 4e6, "0.8": None, "0.9": None},
+        "usage": {
+            "device_hours": {"total": 1.5, "lost": 0.25, "discarded": 0.125},
+            "utilisation": {"mean": 0.5, "min": 0.0, "max": 1.0},
+        },
+        "graph": {"discarded_trainings": 1230},
+    }
+    running.tell_outcome(OUTCOME | known, Path("here"))
+    assert capfd.readouterr().out.splitlines()[2:5] == [
+        "  accuracy 0.5 after 3.25 s and 4 MB, 0.8 after 5.0 min, 0.9 not reached",
+        "  1.5 device hours (0.25 lost, 0.125 discarded); devices train 50.0% of their time online",
+        "  1,230 updates discarded, never trained",
+    ]
 
 
 def test_json_prints_the_summary_and_nothing_else(starling, tmp_path):
@@ -225,11 +270,31 @@ def test_quiet_says_nothing_but_why_a_run_failed(starling, tmp_path):
 def test_a_run_can_be_repeated_from_its_own_folder(starling):
     _, first, _ = starling("run", *TINY_VIRTUAL, "--out", "one", "--json")
     _, second, _ = starling("run", "one/experiment.toml", "--json")
-    volatile = ("wall_s", "peak_rss_bytes")
+    volatile = ("wall_s", "peak_rss_bytes", "graph")
     one, other = (
         {key: value for key, value in json.loads(out).items() if key not in volatile} for out in (first, second)
     )
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("options", "file"), [(["--trace", "out.json"], "out.json"), (["--set", "record.trace=true"], "here/trace.json")]
+)
+def test_a_run_can_be_traced(starling, tmp_path, options, file):
+    assert starling("run", *TINY_VIRTUAL, "--out", "here", "--quiet", *options) == (0, "", "")
+    trace = json.loads((tmp_path / file).read_text())
+    assert {event["name"] for event in trace["traceEvents"]} >= {"train", "send", "process_name", "thread_name"}
+    assert {event["tid"] for event in trace["traceEvents"]} == {0, 1, 2}
+
+
+def test_a_trace_of_a_run_that_fails_is_whole(starling, tmp_path):
+    (tmp_path / "mine_failing_late.py").write_text(
+        "from node import Protocol\nclass Mine(Protocol):\n"
+        "    async def run(self, ctx):\n        await ctx.train(ctx.initial_model())\n        1 / 0\n"
+    )
+    options = ["--clock", "virtual", "--set", "protocol={use='mine_failing_late:Mine'}", "--trace", "t.json", "--quiet"]
+    assert starling("run", "digits-gossip", *options)[0] == 3
+    assert json.loads((tmp_path / "t.json").read_text())["otherData"]["nodes"] == 16
 
 
 def test_report_compares_runs(starling, tmp_path):
@@ -265,6 +330,52 @@ def test_doctor_fails_where_something_is_missing(starling, monkeypatch):
 
 def test_version(starling):
     assert starling("--version") == (0, version("starling-node") + "\n", "")
+
+
+# Progress
+
+
+class Clock:
+    """A wall clock that moves when told to."""
+
+    now_s = 0.0
+
+    def monotonic(self):
+        return self.now_s
+
+
+@pytest.fixture
+def progress(monkeypatch, capfd):
+    """Shows one update, ten seconds after the start, and gives the line that this wrote to stderr."""
+    clock = Clock()
+    monkeypatch.setattr("node.cli.progress.time", clock)
+
+    def show(done, state=None, **options):
+        config = ExperimentConfig(name="mine", protocol={"use": "dpsgd", **options})
+        recorder = Recorder()
+        for round in range(done):
+            recorder.append(Row(float(round), 0, round, "accuracy", 0.5))
+        with Progress(config, quiet=False) as shown:
+            clock.now_s += 10.0
+            shown.update(3.5, recorder, state)
+        return capfd.readouterr().err
+
+    return show
+
+
+def test_progress_tells_the_time_left(progress):
+    expected = "mine: round 10/40  accuracy 0.500  1.0 rounds/s  3.5 s  about 0:00:30 left\n"
+    assert progress(10, rounds=40) == expected
+
+
+def test_progress_tells_events_tasks_and_memory(progress):
+    state = {"events": 12_345, "recorded": 600, "solved": 512, "resident_bytes": 412_000_000}
+    expected = "mine: round 5  accuracy 0.500  0.5 rounds/s  3.5 s  12,345 events  512 of 600 tasks solved  412 MB\n"
+    assert progress(5, state) == expected
+
+
+def test_progress_promises_nothing_before_the_first_round(progress):
+    assert progress(0, rounds=40) == "mine: round 0/40  0.0 rounds/s  3.5 s\n"
 
 
 # Determinism

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from node import Context, Protocol, ProtocolError, Spec, op, scale, shift
-from node.config import DevicesSection
+from node.config import ChurnSection, DevicesSection, FaultSection
 from node.errors import ComputeError
 from node.op import Op
 from node.testing import Quadratic, run_protocol
+from protocols.fedavg import FedAvg
 
 
 def outcome_of(behave, nodes=2, **options):
@@ -241,21 +242,49 @@ def test_a_number_of_an_op_can_be_recorded():
 # State, and work beside run
 
 
-def test_restore_gives_the_last_checkpoint():
+def test_restore_gives_the_last_checkpoint_of_an_earlier_life():
     seen = []
 
     async def behave(ctx):
-        assert ctx.restore() is None
+        saved = ctx.restore()
+        seen.append((ctx.me, saved and {**saved, "model": saved["model"].spec}))
         model = await ctx.train(ctx.initial_model())
-        state = {"model": model, "round": 1}
-        await ctx.checkpoint(**state)
+        await ctx.checkpoint(model=model, round=1)
         await ctx.checkpoint(model=model, round=2, name="x")
-        restored = ctx.restore()
-        seen.append((restored["round"], restored["name"], restored["model"] is model, ctx.me))
-        return restored["model"]
+        await ctx.sleep(10)
 
-    outcome_of(behave)
-    assert seen == [(2, "x", True, 0), (2, "x", True, 1)]
+    crash = (FaultSection(time_s=5, node=1, what="crash"), FaultSection(time_s=6, node=1, what="return"))
+    outcome_of(behave, churn=ChurnSection(schedule=crash))
+    model = Quadratic(2).model_spec
+    assert seen == [(0, None), (1, None), (1, {"model": model, "round": 2, "name": "x"})]
+
+
+def test_what_a_life_has_kept_itself_it_does_not_restore():
+    async def behave(ctx):
+        await ctx.checkpoint(round=1)
+        ctx.restore()
+
+    with pytest.raises(ProtocolError, match=r"restore\(\) goes before checkpoint\(\)"):
+        outcome_of(behave)
+
+
+def test_randomness_goes_on_where_the_checkpoint_was_and_repeats_nothing():
+    drawn = []
+
+    async def behave(ctx):
+        saved = ctx.restore()
+        trained = await ctx.train(ctx.initial_model())
+        counter = ctx._world.graph.task_key(trained.id).counter
+        drawn.append((ctx.me, saved is not None, float(ctx.rng.random()), counter))
+        await ctx.checkpoint()
+        await ctx.sleep(10)
+
+    crash = (FaultSection(time_s=5, node=1, what="crash"), FaultSection(time_s=6, node=1, what="return"))
+    outcome_of(behave, churn=ChurnSection(schedule=crash))
+    [(_, _, first, one), (_, was_saved, second, two)] = [entry for entry in drawn if entry[0] == 1]
+    assert was_saved
+    assert first != second
+    assert (one, two) == (1, 2)
 
 
 def test_work_beside_run_ends_with_the_run():
@@ -325,3 +354,31 @@ def test_reading_a_model_as_a_number_says_what_to_do():
 
     with pytest.raises(ProtocolError, match=r"read it with `await ctx.value\(ref\)`"):
         outcome_of(behave)
+
+
+def test_a_long_sum_is_recorded_in_parts_and_is_the_same_to_the_last_bit():
+    rng = np.random.default_rng(5)
+    values = [rng.normal(size=4) for _ in range(100)]
+    weights = tuple(rng.random(100))
+    summed = []
+
+    async def behave(ctx):
+        models = [ctx._world.graph.constant(value, Spec((4,), "float64")) for value in values]
+        summed.append(await ctx.value(ctx.mix(models, weights)))
+        summed.append(ctx._counter)
+
+    outcome_of(behave, nodes=1)
+    expected = values[0] * weights[0]
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        expected = expected + value * weight
+    assert summed[0].tobytes() == expected.tobytes()
+    assert summed[1] == 4
+
+
+@pytest.mark.parametrize("clients", [60, 600])
+def test_the_models_of_a_round_do_not_pile_up_with_the_clients(clients):
+    """The server's sum takes updates in as they are trained, a few batches at a time."""
+    outcome = run_protocol(FedAvg(FedAvg.Config(rounds=3)), clients + 1)
+    model = Quadratic(2).model_spec.size_bytes
+    assert outcome.counters["skipped"] == 0
+    assert outcome.counters["peak_resident_bytes"] <= 200 * model

@@ -67,8 +67,9 @@ def _task(model, **static):
     return Task((model,), static, Key(0, 0, 1))
 
 
-def test_the_experiment_of_the_readme_is_valid():
-    (text,) = blocks("README.md", "toml")
+def test_the_experiments_of_the_readme_are_valid():
+    text, world = blocks("README.md", "toml")
+    assert validated(tomllib.loads(world), "README.md").churn.schedule
     config = validated(tomllib.loads(text), "README.md")
     assert config.nodes == 16
     assert config.clock == "virtual"

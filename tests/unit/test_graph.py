@@ -11,6 +11,7 @@ from node import graph as graph_module
 from node.graph import Graph
 from node.op import Key, Op, Spec, Static, op
 from node.solver import InlineExecutor, Solver
+from node.values import Values
 
 NUMBER = Spec((), "float64")
 
@@ -199,6 +200,69 @@ def test_handles_may_die_in_any_thread():
     solver_of(graph).solve(kept)
     assert set(graph.values) == {ref.id for ref in kept}
     assert not graph.is_solved(number)
+
+
+# Counting
+
+
+def test_what_nobody_needed_is_told_while_its_columns_are_there():
+    told = []
+    graph = Graph(7, on_skip=lambda i: told.append((graph.op_of(i).name, graph.task_key(i), graph.static_of(i))))
+    start = graph.constant(2.0, NUMBER)
+    first = record(graph, scaled, start, node=3, counter=8, by=2.0)
+    second = record(graph, add, first, start, node=4, counter=9)
+    del first
+    graph.drain()
+    assert (told, graph.skipped) == ([], 0)
+    del second
+    graph.drain()
+    assert told == [(add.name, Key(7, 4, 9), {}), (scaled.name, Key(7, 3, 8), {"by": 2.0})]
+    assert (graph.recorded, graph.skipped) == (2, 2)
+
+
+def test_what_was_solved_was_not_skipped():
+    graph = Graph(0)
+    start = graph.constant(2.0, NUMBER)
+    ref = record(graph, scaled, start, by=2.0)
+    solver_of(graph).value(ref)
+    del ref, start
+    graph.drain()
+    assert graph.skipped == 0
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.data())
+def test_every_task_is_solved_shared_skipped_or_still_held(choices, data):
+    graph = Graph(0)
+    refs = [graph.constant(float(i), NUMBER) for i in range(4)]
+    solver = solver_of(graph)
+    for i in choices:
+        refs[i] = record(graph, add, refs[i], refs[data.draw(st.integers(0, 3))])
+        if data.draw(st.booleans()):
+            solver.solve([refs[data.draw(st.integers(0, 3))]])
+    refs.clear()
+    graph.drain()
+    assert graph.recorded == solver.solved + solver.deduplicated + graph.skipped == len(choices)
+
+
+def test_tensors_are_counted_by_their_specs():
+    tensor = Spec((5, 2))
+    graph = Graph(0)
+    start = graph.constant("a tensor", tensor)
+    again = graph.constant("a tensor", tensor)
+    number = graph.constant(1.0, NUMBER)
+    task = record(graph, add, start, start)
+    assert [graph.size_bytes(ref.id) for ref in (start, again, number, task)] == [40, 40, 0, 40]
+    assert graph.spec_of(start.id) is graph.spec_of(task.id)
+    assert [graph.uses(ref.id) for ref in (start, again, task)] == [3, 1, 1]
+    assert graph.values.resident_bytes == 40
+    assert solver_of(graph).value(task) == "a tensora tensor"
+    assert graph.values.resident_bytes == graph.values.peak_resident_bytes == 80
+
+
+def test_values_may_be_kept_elsewhere():
+    values = Values()
+    graph = Graph(0, values=values)
+    assert graph.values is values
 
 
 # Retiring

@@ -21,10 +21,12 @@ from rich.console import Console
 
 from node import topology
 from node.cli import plots
-from node.cli.report import comparison_table, write_report
+from node.cli.figures import comparison_table
+from node.cli.report import write_report
 from node.cli.runs import POINTS, Run, Samples, disagreement, load_run, same_experiment
 from node.config import TopologySection
 from node.errors import ConfigError
+from node.usage import Usage
 
 NAN, INF = float("nan"), float("inf")
 
@@ -121,7 +123,9 @@ def drawn_page(tmp_path):
 @pytest.fixture
 def page(drawn_page, monkeypatch):
     """The same with empty pictures, which are quicker."""
-    monkeypatch.setattr(plots, "_draw", lambda paint, height=3.0: '<svg viewBox="0 0 1 1" role="img"></svg>')
+    monkeypatch.setattr(
+        plots, "_draw", lambda paint, height=3.0, panels=(1.0,): '<svg viewBox="0 0 1 1" role="img"></svg>'
+    )
     return drawn_page
 
 
@@ -318,10 +322,9 @@ def test_over_time_each_node_holds_its_latest_value(rows):
             if time_s <= now:
                 latest[node] = value
         if 2 * len(latest) >= len(nodes):
-            expected.append((now, np.mean(list(latest.values())), len(latest) == len(nodes)))
-    assert curve.x.tolist() == [now for now, _, _ in expected]
-    assert curve.mean == pytest.approx([mean for _, mean, _ in expected])
-    assert curve.complete.tolist() == [complete for _, _, complete in expected]
+            expected.append((now, np.mean(list(latest.values()))))
+    assert curve.x.tolist() == [now for now, _ in expected]
+    assert curve.mean == pytest.approx([mean for _, mean in expected])
 
 
 @given(RECORDS)
@@ -343,7 +346,6 @@ def test_final_is_the_value_of_the_last_round_even_if_it_came_early():
 def test_a_curve_starts_when_half_of_the_nodes_have_recorded():
     curve = samples((1.0, 0, 0, 0.1), (2.0, 1, 0, 0.3), (3.0, 2, 0, 0.5), (4.0, 3, 0, 0.7)).over_time()
     assert curve.x.tolist() == [2.0, 3.0, 4.0]
-    assert curve.complete.tolist() == [False, False, True]
 
 
 def test_long_runs_are_thinned_to_a_bounded_number_of_points():
@@ -370,30 +372,6 @@ def test_nothing_but_values_that_are_no_numbers_is_no_course(make):
     run = make(nodes=1)
     write_rows(run.folder, [(1.0, 0, 0, "accuracy", NAN)])
     assert run.course("accuracy") is None
-
-
-def test_the_target_counts_only_once_all_nodes_have_recorded():
-    # Node 0 alone is above the target at 1 s; with node 1 the mean reaches it at 3 s.
-    curve = samples((1.0, 0, 0, 0.9), (2.0, 1, 0, 0.1), (3.0, 1, 1, 0.8)).over_time()
-    assert curve.x[curve.first(0.8)] == 3.0
-
-
-def test_a_target_is_first_reached_and_may_be_lost_again():
-    curve = samples((1.0, 0, 0, 0.2), (2.0, 0, 1, 0.8), (3.0, 0, 2, 0.3), (4.0, 0, 3, 0.9)).over_time()
-    assert curve.first(0.8) == 1
-    assert curve.first(0.85) == 3
-
-
-def test_a_target_that_is_never_reached_is_none():
-    curve = samples((1.0, 0, 0, 0.2), (2.0, 0, 1, 0.8)).over_time()
-    assert curve.first(0.81) is None
-
-
-def test_the_worst_decile_reaches_a_target_later():
-    rows = [(1.0, n, 0, 0.9 if n else 0.0) for n in range(5)] + [(2.0, 0, 1, 0.9)]
-    curve = samples(*rows).over_time()
-    assert curve.first(0.7) == 0
-    assert curve.first(0.7, worst_decile=True) == 1
 
 
 # Bytes
@@ -670,21 +648,143 @@ def test_values_left_out_are_counted(make, page):
     assert "2 recorded values left out: infinite or not a number." in words(page(run))
 
 
+REACHED = {
+    "time_to_accuracy_s": {"0.5": 3.03, "0.95": None, "0.9": 90.0},
+    "bytes_to_accuracy": {"0.5": 12_000.0, "0.95": None, "0.9": None},
+    "time_to_accuracy_worst_decile_s": {"0.5": 4.0, "0.95": None, "0.9": None},
+    "bytes_to_accuracy_worst_decile": {"0.5": 14_000.0, "0.95": None, "0.9": None},
+}
+
+
 def test_time_and_bytes_to_accuracy(make, page):
-    # In round r, at r + 1 + n / 100 s, node n reaches 0.18 * (r + 1) - 0.01 * n and has sent 1 kB more.
-    table = cells(section(page(make()), "Time and bytes to accuracy"))
+    table = cells(section(page(make(summary=REACHED)), "Time and bytes to accuracy"))
     assert [row[1:] for row in table[1:]] == [
-        ["0.5", "3.03 s", "3.03 s", "12 kB"],
-        ["0.6", "4.01 s", "4.03 s", "14 kB"],
-        ["0.7", "4.03 s", "5.02 s", "16 kB"],
-        ["0.8", "5.02 s", "5.03 s", "19 kB"],
+        ["0.5", "3.03 s", "12 kB", "4 s", "14 kB"],
+        ["0.9", "90.0 s", "–", "not reached", "–"],
+        ["0.95", "not reached", "–", "not reached", "–"],
     ]
 
 
-def test_no_target_reached_no_table(make, page):
+def test_targets_of_several_runs_stand_side_by_side(make, page):
+    other = {"time_to_accuracy_s": {"0.5": 2.0}, "bytes_to_accuracy": {"0.5": 8_000.0}}
+    html = page(make("a", name="one", summary=REACHED), make("b", name="two", summary=other), make("c", name="old"))
+    table = cells(section(html, "Time and bytes to accuracy"))
+    assert [row[:4] for row in table[1:3]] == [["one", "0.5", "3.03 s", "12 kB"], ["two", "0.5", "2 s", "8 kB"]]
+    assert [row[0] for row in table[3:]] == ["one", "one"]
+
+
+def test_no_accuracy_no_targets(make, page):
+    assert "Time and bytes to accuracy" not in page(make(summary=REACHED, metrics=("loss",)))
+    assert "Time and bytes to accuracy" not in page(make("b"))
+
+
+# What nodes did, and what it took
+
+USAGE = {
+    "device_hours": {"total": 12.5, "lost": 0.25, "discarded": 1.0},
+    "online_hours": 50.0,
+    "utilisation": {"mean": 0.25, "min": 0.1, "max": 1.0},
+    "shares": {"training": 0.25, "sending": 0.125, "waiting": 0.5, "offline": 0.125},
+}
+GRAPH = {
+    "recorded": 1300, "solved": 1270, "skipped": 41, "discarded_trainings": 30, "batched_calls": 8,
+    "mean_batch": 158.75, "forced_solves": 2, "forced_s": 0.5,
+    "peak_resident_bytes": 2_000_000, "spilled_bytes": 0, "unspilled_bytes": 0, "kernel": "stacked",
+}  # fmt: skip
+
+
+def watched(run, nodes=4, end_s=8.0):
+    """Gives the run a picture: every node trains twice as long as the one before it."""
+    usage = Usage(nodes)
+    for node in range(nodes):
+        usage.trained(node, 0.0, end_s / 2 ** (nodes - node))
+        usage.sent(node, end_s / 2, end_s * 0.75)
+    usage.close(end_s)
+    usage.picture().write(run.folder / "timeline.parquet")
+    return run
+
+
+def test_device_hours_are_key_figures(make, page):
+    figures = dict(row for row in cells(section(page(make(summary={"usage": USAGE})), "Key figures")) if len(row) == 2)
+    assert figures["device hours"] == "12.5 (0.25 lost, 1 discarded)"
+    assert figures["online hours"] == "50"
+    assert figures["utilisation"] == "25.0% (10.0% to 100.0%)"
+    assert "device hours" not in page(make("b"))
+
+
+def test_device_hours_are_compared(make, page):
+    more = USAGE | {"device_hours": {"total": 25.0, "lost": 0.0, "discarded": 0.0}}
+    html = page(make("a", name="one", summary={"usage": USAGE}), make("b", name="two", summary={"usage": more}))
+    rows = {row[0]: row[1:] for row in cells(section(html, "Comparison"))}
+    assert rows["device hours"][1] == "25 (0 lost, 0 discarded) (+100.0%)"
+
+
+def test_counters_of_the_compute_graph_have_a_table(make, page):
+    table = dict(cells(section(page(make(summary={"graph": GRAPH})), "Computation"))[1:])
+    assert table["tasks recorded"] == "1,300"
+    assert (table["tasks never solved"], table["updates discarded, never trained"]) == ("41", "30")
+    assert table["tasks in a batch"] == "158.8"
+    assert table["time in forced solves"] == "0.5 s"
+    assert table["values in memory, at most"] == "2 MB"
+    assert table["kernel"] == "stacked"
+    assert "Computation" not in page(make("b"))
+
+
+def test_counters_that_a_run_lacks_are_left_out(make, page):
+    table = cells(section(page(make(summary={"graph": {"recorded": 5, "kernel": None}})), "Computation"))
+    assert table == [["", "digits-gossip"], ["tasks recorded", "5"]]
+
+
+def test_the_timeline_is_drawn_with_its_shares(make, drawn_page):
+    html = section(drawn_page(watched(make(summary={"usage": USAGE}))), "What nodes did when")
+    (picture,) = pictures(html)
+    assert picture.count("data:image/png;base64,") == 1
+    assert {"training", "sending", "waiting", "offline"} <= set(re.findall(r">([a-z]+)</text>", picture))
+    assert "training 25.0%, sending 12.5%, waiting 50.0%, offline 12.5%" in words(html)
+
+
+def test_a_page_with_a_timeline_holds_nothing_from_elsewhere(make, drawn_page):
+    html = drawn_page(watched(make(summary={"usage": USAGE})))
+    links = {value for name, value in check(html).attributes if name == "xlink:href"}
+    assert all(value.startswith(("#", "data:image/png;base64,")) for value in links)
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in html
+
+
+def test_no_picture_no_section(make, page):
+    assert "What nodes did when" not in page(make())
+
+
+def test_only_the_first_timelines_are_drawn(make, page):
+    html = section(page(*(watched(make(f"r{i}", rounds=1)) for i in range(7))), "What nodes did when")
+    assert len(pictures(html)) == 6
+    assert "The first 6 runs are drawn." in words(html)
+
+
+def test_a_broken_timeline_is_named(make):
     run = make()
-    write_rows(run.folder, [(1.0, 0, 0, "accuracy", 0.3)])
-    assert "Time and bytes to accuracy" not in page(run)
+    (run.folder / "timeline.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"timeline\.parquet: cannot be read"):
+        run.timeline()
+
+
+def test_the_busiest_node_is_on_top_and_named(make):
+    picture = plots.activities(watched(make()).timeline())
+    nodes = [element.text for element in parse(picture).iter() if element.tag == "text" and element.text in "0123"]
+    assert nodes[-4:] == ["3", "2", "1", "0"]
+
+
+@pytest.mark.parametrize("nodes", [10, 10_000])
+def test_a_timeline_is_small_and_the_same_every_time_whatever_the_nodes(nodes):
+    usage = Usage(nodes)
+    rng = np.random.default_rng(4)
+    for i, start in enumerate(np.sort(rng.random(30_000) * 100).tolist()):
+        usage.trained(i % nodes, start, start + 1.0)
+    usage.close(100.0)
+    picture = plots.activities(usage.picture())
+    assert len(picture) < 150_000
+    assert picture == plots.activities(usage.picture())
+    assert ("10,000 nodes in 500 groups" in picture) is (nodes == 10_000)
+    assert parse(picture).attrib.keys() == {"viewBox", "role"}
 
 
 def test_the_configuration_is_folded_away_as_it_was_written(make, page):
@@ -801,6 +901,18 @@ def test_only_the_first_topologies_are_drawn(make, page):
 
 
 # Real and simulated
+
+
+def test_many_runs_are_rows(make, page):
+    html = page(*(make(f"r{i}", name=f"run-{i}", rounds=1 + i) for i in range(7)))
+    table = cells(section(html, "Comparison"))
+    assert len(table) == 8
+    assert [row[0] for row in table[1:]] == [f"run-{i}" for i in range(7)]
+    rounds = table[0].index("rounds")
+    assert [row[rounds] for row in table[1:3]] == ["1", "2 (+100.0%)"]
+    differing = cells(section(html, "Configuration"))
+    assert differing[0] == ["differing key", "protocol.rounds"]
+    assert differing[7] == ["run-6", "7"]
 
 
 def test_real_and_simulated_lie_side_by_side_and_agree_to_the_last_bit(make, page):

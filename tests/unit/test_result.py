@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 
 from node.config import ExperimentConfig
 from node.errors import ConfigError
+from node.experiment.folder import run_folder
 from node.experiment.loading import digest, load
-from node.experiment.result import SCHEMA, Result, consensus, run_folder, write_run
+from node.experiment.result import SCHEMA, Result, consensus, write_run
 from node.experiment.setup import prepare
 from node.record import Recorder, Row
 from node.tape import EventKind, Tape
+from node.timeline import Timeline
+from node.usage import Usage
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,8 @@ def test_a_summary_has_every_key_of_its_schema(setups):
     summary = result(messages=3, lost={10: "b", 9: "a"}).summary(setup)
     assert " ".join(summary) == (
         "schema name hash clock seed nodes rounds protocol executor status error time_s wall_s events event_hash "
-        "tasks batched_calls forced_solves messages bytes_sent peak_rss_bytes lost metrics"
+        "run_hash tasks batched_calls forced_solves messages bytes_sent peak_rss_bytes lost metrics "
+        "time_to_accuracy_s bytes_to_accuracy time_to_accuracy_worst_decile_s bytes_to_accuracy_worst_decile"
     )
     assert summary["schema"] == SCHEMA
     assert summary["hash"] == digest(setup.config)
@@ -63,6 +67,22 @@ def test_what_is_not_finite_is_null_and_the_summary_is_json(setups):
     summary = result().summary(setups[1])
     assert summary["metrics"]["loss"]["max"] is None
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_a_summary_says_when_targets_were_reached(setups):
+    told = result()
+    for node, sent in ((0, 100.0), (1, 50.0)):
+        told.recorder.append(Row(2.0, node, 1, "bytes_sent", sent))
+    summary = told.summary(setups[1])
+    assert summary["time_to_accuracy_s"] == {"0.5": 2.0, "0.8": None, "0.9": None}
+    assert summary["bytes_to_accuracy"] == {"0.5": 150.0, "0.8": None, "0.9": None}
+    assert set(summary["time_to_accuracy_worst_decile_s"].values()) == {None}
+
+
+def test_usage_and_graph_are_told_where_they_are_known(setups):
+    summary = result(usage={"online_hours": 1.0}, graph={"solved": 3}, run_hash="abc").summary(setups[1])
+    assert (summary["usage"], summary["graph"]) == ({"online_hours": 1.0}, {"solved": 3})
+    assert summary["run_hash"] == "abc"
 
 
 def test_a_run_that_measured_nothing_has_a_summary(setups):
@@ -115,6 +135,16 @@ def test_a_run_leaves_what_was_asked_for(setups, tmp_path):
 def test_a_run_leaves_no_more_than_was_asked_for(setups, tmp_path):
     write_run(tmp_path, setups[1], result(models={0: setups[1].model.initial(0)}))
     assert {path.name for path in tmp_path.iterdir()} == {"experiment.toml", "summary.json", "metrics.parquet"}
+
+
+def test_a_run_that_was_watched_leaves_its_timeline(setups, tmp_path):
+    usage = Usage(2)
+    usage.trained(0, 0.0, 1.0)
+    usage.close(2.0)
+    write_run(tmp_path, setups[1], result(usage=usage.summary(), timeline=usage.picture()))
+    assert Timeline.read(tmp_path / "timeline.parquet").nodes.tolist() == [1, 1]
+    write_run(run_folder(tmp_path, "mine"), setups[1], result())
+    assert not (tmp_path / "timeline.parquet").exists()
 
 
 def test_metrics_are_a_long_table(setups, tmp_path):

@@ -10,22 +10,22 @@ import pytest
 
 from node import Context, Message, Protocol, ProtocolError, Ref
 from node.clock import VirtualClock
-from node.config import DevicesSection, NetworkSection, TopologySection
+from node.config import ChurnSection, DevicesSection, NetworkSection, TopologySection
 from node.errors import Deadlock, SimulationError
+from node.graph import Graph
 from node.op import Op
 from node.record import Recorder
-from node.sim.world import SimWorld, lean_garbage_collection
-from node.solver import BatchedExecutor, InlineExecutor
+from node.sim.garbage import lean_garbage_collection
+from node.sim.surroundings import surround
+from node.sim.world import SimWorld
+from node.solver import BatchedExecutor, InlineExecutor, Solver
 from node.tape import Event, EventKind, Tape, events_of
 from node.testing import Quadratic
 from node.topology import build
 from protocols.adpsgd import ADPSGD
 from protocols.dpsgd import DPSGD
 
-SLOW = {
-    "devices": DevicesSection(seconds_per_sample=1.0),
-    "network": NetworkSection(latency_s=0.5, up_bps=1e30, down_bps=1e30),
-}
+SLOW = NetworkSection(latency_s=0.5, up_bps=1e30, down_bps=1e30)
 
 
 class Model(Message, name="test.sim_world/model/1", key=("round",)):
@@ -33,7 +33,12 @@ class Model(Message, name="test.sim_world/model/1", key=("round",)):
     model: Ref
 
 
-def simulate(protocol, nodes=4, *, executor=None, workload=None, roles=None, **options):
+def surroundings(nodes, network=SLOW):
+    devices = DevicesSection(seconds_per_sample=1.0)
+    return surround(nodes, 3, devices, network, ChurnSection(), learners=range(nodes))
+
+
+def simulate(protocol, nodes=4, *, executor=None, workload=None, roles=None, network=SLOW, **options):
     """The world after a run, and its events."""
     events = []
 
@@ -44,11 +49,12 @@ def simulate(protocol, nodes=4, *, executor=None, workload=None, roles=None, **o
             3,
             workload or Quadratic(nodes, seed=3),
             build(TopologySection(kind="full"), nodes, 3),
-            executor or InlineExecutor(),
+            Solver(Graph(3), executor or InlineExecutor()),
             Recorder(),
             tape,
+            surroundings(nodes, network),
             roles=roles or {},
-            **{**SLOW, "window_tasks": 10**9, **options},
+            **{"window_tasks": 10**9, **options},
         )
         try:
             await world.run(protocol, lambda node: None)
@@ -69,7 +75,7 @@ def dpsgd(rounds):
 
 def test_every_event_is_on_the_tape():
     world, events = simulate(dpsgd(1), 2)
-    size = world.bytes_sent // 2
+    size = world.mail.bytes_sent // 2
     assert [event._replace(size_bytes=event.size_bytes // size) for event in events] == [
         Event(1.0, EventKind.TRAINED, 0, -1, 0),
         Event(1.0, EventKind.TRAINED, 1, -1, 0),
@@ -78,7 +84,7 @@ def test_every_event_is_on_the_tape():
         Event(1.5, EventKind.ENDED, 1, -1, 0),
         Event(1.5, EventKind.ENDED, 0, -1, 0),
     ]
-    assert world.messages == 2
+    assert world.mail.messages == 2
     assert world.clock.now == 1.5
 
 
@@ -86,8 +92,8 @@ def test_every_event_is_on_the_tape():
 def test_bytes_and_messages_are_those_of_the_deliveries(protocol):
     world, events = simulate(protocol, 5)
     delivered = [event for event in events if event.kind == EventKind.DELIVERED]
-    assert world.messages == len(delivered)
-    assert world.bytes_sent == sum(event.size_bytes for event in delivered)
+    assert world.mail.messages == len(delivered)
+    assert world.mail.bytes_sent == sum(event.size_bytes for event in delivered)
     assert sum(event.kind == EventKind.TRAINED for event in events) == 20
     assert sum(event.kind == EventKind.ENDED for event in events) == 5
     assert all(event.size_bytes > 4 * 8 for event in delivered)
@@ -98,7 +104,7 @@ def test_the_transfer_takes_the_time_of_all_bytes_on_the_wire():
     world, events = simulate(dpsgd(1), 2, network=NetworkSection(latency_s=2.0, up_bps=800, down_bps=1e9))
     arrival = next(event for event in events if event.kind == EventKind.DELIVERED)
     assert arrival.time_s == pytest.approx(1 + 2 + arrival.size_bytes / 100)
-    assert world.bytes_sent == 2 * arrival.size_bytes
+    assert world.mail.bytes_sent == 2 * arrival.size_bytes
 
 
 # Windows and memory
@@ -174,12 +180,12 @@ def test_a_world_needs_a_virtual_clock():
             0,
             Quadratic(1),
             build(TopologySection(kind="full"), 1, 0),
-            InlineExecutor(),
+            Solver(Graph(0), InlineExecutor()),
             Recorder(),
             Tape(),
+            surroundings(1),
             roles={},
             window_tasks=1,
-            **SLOW,
         )
 
     with asyncio.Runner() as runner, pytest.raises(SimulationError, match="needs a VirtualClock"):

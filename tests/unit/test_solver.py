@@ -74,19 +74,21 @@ def build(graph, tasks):
 def test_any_window_and_executor_give_the_same_bits(tasks, data):
     reference = Graph(5)
     wanted = build(reference, tasks)
-    solver = Solver(reference, InlineExecutor())
+    solver = Solver(reference, InlineExecutor(), deduplicate=False)
     values = [solver.value(ref) for ref in wanted]
+    assert solver.solved == len(tasks)
 
     other = Graph(5)
     refs = build(other, tasks)
-    solver = Solver(other, data.draw(st.sampled_from([InlineExecutor(), BatchedExecutor()])))
+    executor = data.draw(st.sampled_from([InlineExecutor(), BatchedExecutor()]))
+    solver = Solver(other, executor, deduplicate=data.draw(st.booleans()), fuse=data.draw(st.booleans()))
     order = data.draw(st.permutations(range(len(refs))))
     while order:
         size = data.draw(st.integers(1, len(order)))
         window, order = order[:size], order[size:]
         solver.solve([refs[i] for i in window])
     assert [solver.value(ref) for ref in refs] == values
-    assert solver.solved == len(tasks)
+    assert solver.solved + solver.deduplicated == len(tasks)
 
 
 @given(dags(), st.data())
@@ -104,7 +106,7 @@ def test_only_what_is_wanted_is_computed_and_nothing_stays_behind(tasks, data):
         if i >= 2 and i not in needed:
             needed.add(i)
             stack.extend(tasks[i - 2][1])
-    assert solver.solved == len(needed)
+    assert solver.solved + solver.deduplicated == len(needed)
     graph.drain()
     assert set(graph.values) == {ref.id for ref in wanted.values()}
     wanted.clear()
@@ -190,23 +192,148 @@ def test_ready_tasks_of_one_op_go_in_one_call():
     start = graph.constant(1.0, NUMBER)
     first = [record(graph, same, start) for _ in range(50)]
     second = [record(graph, same, ref) for ref in first]
-    solver = Solver(graph, BatchedExecutor())
+    solver = Solver(graph, BatchedExecutor(), deduplicate=False)
     solver.solve(second)
     assert sizes == [50, 50]
     assert (solver.batches, solver.solved) == (2, 100)
 
 
-def test_no_batch_is_larger_than_the_most():
+@pytest.mark.parametrize("fuse", [True, False])
+def test_no_batch_is_larger_than_the_most(fuse):
     graph = Graph(0)
     start = graph.constant(1.0, NUMBER)
     refs = [record(graph, scaled, start, by=2.0) for _ in range(2500)]
-    plan = Plan(graph, refs)
+    plan = Plan(graph, refs, fuse=fuse)
     sizes = []
     while batch := plan.next_batch():
         sizes.append(len(batch.ids))
         plan.commit(batch, BatchedExecutor().solve(batch.op, batch.tasks))
     assert sizes == [1024, 1024, 452]
     assert all(graph.values[ref.id] == 2.0 for ref in refs)
+
+
+def rounds(graph, count, nodes=300):
+    """Rounds on a ring, as pairs of the models and what evaluates them."""
+    train = Op("train", lambda task: task.inputs[0], lambda tasks: [task.inputs[0] for task in tasks], seeded=True)
+    evaluate = Op("evaluate", lambda task: {"accuracy": 1.0}, spec=lambda inputs, static: METRICS, seeded=True)
+    models = [graph.constant(1.0, NUMBER)] * nodes
+    metrics = []
+    for counter in range(count):
+        trained = [record(graph, train, model, node=i, counter=counter) for i, model in enumerate(models)]
+        models = [record(graph, total, trained[i - 1], trained[i], node=i) for i in range(nodes)]
+        metrics += [record(graph, evaluate, model, node=i) for i, model in enumerate(models)]
+    return models, metrics
+
+
+def batches(plan):
+    while batch := plan.next_batch():
+        yield batch
+        plan.commit(batch, InlineExecutor().solve(batch.op, batch.tasks))
+
+
+def test_large_batches_take_a_round_at_a_time():
+    graph = Graph(0)
+    models, metrics = rounds(graph, 2)
+    sizes = [(batch.op.name.split(":")[-1], len(batch.ids)) for batch in batches(Plan(graph, metrics, fuse=False))]
+    assert sizes == [("train", 300), ("total", 300), ("evaluate", 300)] * 2
+    assert all(graph.is_solved(model.id) for model in models)
+
+
+def test_fused_batches_train_what_was_just_mixed():
+    graph = Graph(0)
+    models, metrics = rounds(graph, 2)
+    solved = [(batch.op.name.split(":")[-1], batch.ids) for batch in batches(Plan(graph, metrics, fuse=True))]
+    assert max(len(ids) for _, ids in solved) == 128
+    assert sum(len(ids) for _, ids in solved) == 1800
+    mixed = [at for at, (name, ids) in enumerate(solved) if name == "total" and ids[0] < 600]
+    trained = [at for at, (name, ids) in enumerate(solved) if name == "train" and ids[0] >= 900]
+    assert mixed[0] < trained[0] < mixed[-1]
+    assert all(graph.is_solved(model.id) for model in models)
+
+
+# Equal tasks
+
+
+def test_equal_tasks_are_solved_once_and_share_their_value():
+    graph = Graph(0)
+    counting, calls = counted()
+    start, other = graph.constant(1.0, NUMBER), graph.constant(1.0, NUMBER)
+    same = [record(graph, counting, start, node=i, counter=i) for i in range(3)]
+    apart = [record(graph, counting, other), record(graph, counting, start, by=1)]
+    after = [record(graph, total, ref, start) for ref in same]
+    solver = Solver(graph, InlineExecutor())
+    solver.solve([*after, *apart])
+    assert (solver.solved, solver.deduplicated) == (4, 4)
+    assert calls == {0: 3}
+    assert graph.values[after[0].id] is graph.values[after[2].id]
+    assert graph.values[same[0].id] == 1.0
+
+
+def test_tasks_that_read_their_key_are_never_equal():
+    graph = Graph(0)
+    start = graph.constant(1.0, NUMBER)
+    refs = [record(graph, noisy, start, node=i, counter=1) for i in range(3)]
+    solver = Solver(graph, InlineExecutor())
+    assert len({solver.value(ref) for ref in refs}) == 3
+    solver = Solver(graph, InlineExecutor())
+    solver.solve([record(graph, noisy, start, node=i, counter=2) for i in range(3)])
+    assert (solver.solved, solver.deduplicated) == (3, 0)
+
+
+def test_equal_tasks_may_be_solved_one_by_one():
+    graph = Graph(0)
+    start = graph.constant(1.0, NUMBER)
+    refs = [record(graph, scaled, start, by=2.0) for _ in range(5)]
+    solver = Solver(graph, InlineExecutor(), deduplicate=False)
+    solver.solve(refs)
+    assert (solver.solved, solver.deduplicated) == (5, 0)
+
+
+# Values that are elsewhere
+
+
+class Remote(InlineExecutor):
+    """Gives handles; what is fetched twice would show."""
+
+    def __init__(self):
+        self.fetched = []
+
+    def solve(self, op, tasks):
+        return [("handle", op.solve(task._replace(inputs=tuple(map(here, task.inputs))))) for task in tasks]
+
+    def fetch(self, values):
+        self.fetched += [value for value in values if isinstance(value, tuple)]
+        return [here(value) for value in values]
+
+
+def here(value):
+    return value[1] if isinstance(value, tuple) else value
+
+
+def test_metrics_that_were_wanted_are_fetched_and_models_stay_where_they_are():
+    graph = Graph(0)
+    tensor = Spec((3,))
+    step = Op("step", lambda task: task.inputs[0] + 1)
+    evaluate = Op("evaluate", lambda task: {"accuracy": task.inputs[0]}, spec=lambda inputs, static: METRICS)
+    model = record(graph, step, graph.constant(1.0, tensor))
+    metrics = record(graph, evaluate, model)
+    solver = Solver(graph, Remote())
+    solver.solve([model, metrics])
+    assert graph.values[metrics.id] == {"accuracy": 2.0}
+    assert graph.values[model.id] == ("handle", 2.0)
+    assert solver.value(metrics) == {"accuracy": 2.0}
+    assert solver.value(model) == 2.0
+    solver.solve([model, metrics])
+    assert solver.executor.fetched == [("handle", {"accuracy": 2.0}), ("handle", 2.0)]
+
+
+def test_lone_numbers_that_were_wanted_are_fetched_too():
+    graph = Graph(0)
+    refs = [record(graph, scaled, graph.constant(2.0, NUMBER), by=by) for by in (1.0, 3.0)]
+    solver = Solver(graph, Remote())
+    solver.solve([*refs, refs[0]])
+    assert [graph.values[ref.id] for ref in refs] == [2.0, 6.0]
+    assert len(solver.executor.fetched) == 2
 
 
 def test_metrics_go_first_because_they_let_models_go():
@@ -262,7 +389,7 @@ def test_an_error_in_a_batch_names_the_first_few_nodes():
     broken = Op("broken", lambda task: 1 / 0, spec=lambda inputs, static: NUMBER)
     refs = [record(graph, broken, node=node % 8) for node in range(16)]
     with pytest.raises(ComputeError, match="broken failed for node 0, 1, 2, 3, 4…: ZeroDivisionError"):
-        Solver(graph, InlineExecutor()).solve(refs)
+        Solver(graph, InlineExecutor(), deduplicate=False).solve(refs)
 
 
 def test_our_own_errors_pass_as_they_are():
@@ -279,7 +406,7 @@ def test_a_batched_form_must_give_one_value_for_each_task():
     short = Op("short", lambda task: 0.0, lambda tasks: [0.0], spec=lambda inputs, static: NUMBER)
     refs = [record(graph, short) for _ in range(3)]
     with pytest.raises(ComputeError, match="short solved 1 values for 3 tasks"):
-        Solver(graph, BatchedExecutor()).solve(refs)
+        Solver(graph, BatchedExecutor(), deduplicate=False).solve(refs)
 
 
 @settings(max_examples=25)
@@ -290,14 +417,14 @@ def test_after_an_error_the_graph_is_whole(tasks, failing):
     refs = build(graph, tasks)
     bad = [failing]
 
-    class Failing:
+    class Failing(InlineExecutor):
         def solve(self, op, tasks):
             bad[0] -= len(tasks)
             if bad[0] < 0:
                 raise ValueError("once")
             return [op.solve(task) for task in tasks]
 
-    solver = Solver(graph, Failing())
+    solver = Solver(graph, Failing(), deduplicate=False)
     if failing < len(tasks):
         with pytest.raises(ComputeError):
             solver.solve(refs)

@@ -6,9 +6,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from node.config import ModelSection, TrainingSection
-from node.learn import stacked, training
+from node.learn import kernels, stacked
 from node.learn.models import build
-from node.learn.stacked import DenseKernel, StackedBatches, VmapKernel, chunks, filled, gather, kernel
+from node.learn.slabs import StackedBatches, chunks, filled, gather
+from node.learn.stacked import DenseKernel
+from node.learn.training import Trainer
+from node.learn.vectorised import VmapKernel
 from node.learn.workload import prepare_torch
 
 RULES = {
@@ -77,7 +80,13 @@ def reference(model, section, start, batches, i, lr, proximal):
     for rows, sizes in zip(batches.rows, batches.sizes, strict=True):
         row = rows[i, : int(sizes[i])]
         pairs.append((FEATURES[row], LABELS[row]))
-    return training.train(model, start, pairs, section, lr, proximal)
+    return Trainer(model, section).train(start, pairs, lr, proximal)
+
+
+def kernel(model, section, shape=(1, 4, 4)):
+    """The stacked kernel of a model."""
+    kind = "stacked" if model.name in ("softmax", "mlp") else "vmap"
+    return kernels.pinned(kind, model, section, shape, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -86,7 +95,7 @@ def reference(model, section, start, batches, i, lr, proximal):
 def test_five_steps_agree_with_the_reference(name, rule, proximal):
     section = TrainingSection(**RULES[rule])
     model = model_of(name)
-    work = kernel(model, section, (1, 4, 4))
+    work = kernel(model, section)
     batches = drawn(6)
     lr = torch.linspace(0.5, 1.0, 6).unsqueeze(1) * section.lr
     pull = torch.full((6, 1), proximal)
@@ -103,7 +112,9 @@ def test_any_depth_agrees_with_the_reference(hidden):
     model = model_of("mlp", hidden)
     section = TrainingSection()
     batches = drawn(4)
-    slab = trained(DenseKernel(model, section), starts(model, 4), batches, torch.full((4, 1), 0.1), torch.zeros(4, 1))
+    slab = trained(
+        DenseKernel(model, section, 8), starts(model, 4), batches, torch.full((4, 1), 0.1), torch.zeros(4, 1)
+    )
     for i in range(4):
         expected = reference(model, section, model.initial(i), batches, i, 0.1, 0.0)
         torch.testing.assert_close(slab[i], expected, rtol=1e-5, atol=1e-6)
@@ -116,7 +127,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(data):
     section = TrainingSection(**RULES[data.draw(st.sampled_from(sorted(RULES)))])
     width = data.draw(st.sampled_from([4, 5, 8, 13, 16]))
     model = model_of(name, data.draw(st.sampled_from([(32,), (13,), (33, 2), (7, 3)])))
-    work = kernel(model, section, (1, 4, 4))
+    work = kernel(model, section)
     batches = drawn(32, steps=3, width=width)
     flats = [*starts(model, 3), *starts(model, 3)] * 5 + starts(model, 2)
     lr = torch.linspace(0.5, 1.0, 32).unsqueeze(1) * section.lr
@@ -144,7 +155,7 @@ def test_evaluations_agree_with_the_reference(name, samples):
     flats = [*starts(model, 10), torch.zeros(model.dimension)]
     found = stacked.evaluate(model, flats, FEATURES[rows], LABELS[rows])
     for flat, metrics in zip(flats, found, strict=True):
-        expected = training.evaluate(model, flat, FEATURES[rows], LABELS[rows])
+        expected = Trainer(model, TrainingSection()).evaluate(flat, FEATURES[rows], LABELS[rows])
         assert metrics["accuracy"] == expected["accuracy"]
         assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
@@ -161,7 +172,7 @@ def test_a_diverged_model_is_measured_and_harms_no_other():
 
 def test_samples_beyond_a_batch_s_size_are_not_read():
     model = model_of("mlp")
-    work = DenseKernel(model, TrainingSection())
+    work = DenseKernel(model, TrainingSection(), 8)
     batches = drawn(4, width=8)
     beyond = torch.arange(8) >= batches.sizes.unsqueeze(2)
     other = StackedBatches(FEATURES, LABELS, torch.where(beyond, 0, batches.rows), batches.sizes)
@@ -169,17 +180,25 @@ def test_samples_beyond_a_batch_s_size_are_not_read():
     assert torch.equal(trained(work, starts(model, 4), batches, *rates), trained(work, starts(model, 4), other, *rates))
 
 
-def test_the_kernel_is_chosen_by_model():
-    section = TrainingSection()
-    assert isinstance(kernel(model_of("softmax"), section, (1, 4, 4)), DenseKernel)
-    assert isinstance(kernel(model_of(f"{__name__}:normed"), section, (1, 4, 4)), VmapKernel)
-    assert kernel(model_of(f"{__name__}:branching"), section, (1, 4, 4)) is None
-    assert kernel(build(ModelSection(name="lenet"), (1, 8, 8), 5), section, (1, 8, 8)) is None
+def test_a_module_that_branches_on_its_values_is_not_vectorised():
+    model = model_of(f"{__name__}:branching")
+    assert not VmapKernel(model, TrainingSection(), 8).supports((1, 4, 4))
 
 
-def test_larger_models_make_smaller_calls():
-    sizes = [DenseKernel(model_of("mlp", (width,)), TrainingSection()).most_rows for width in (8, 2_000, 50_000)]
-    assert sizes == [64, (2 << 20) // (4 * (2_000 * 22 + 5)), 8]
+@pytest.mark.parametrize("rows", [8, 16, 32, 64])
+def test_the_rows_of_a_call_change_no_bits(rows):
+    model = model_of("mlp", (13,))
+    section = TrainingSection(momentum=0.9)
+    batches = drawn(70)
+    flats = starts(model, 70)
+    lr, pull = torch.full((70, 1), 0.1, dtype=torch.float64), torch.zeros(70, 1, dtype=torch.float64)
+    together = trained(DenseKernel(model, section, 64), flats, batches, lr, pull)
+    work = DenseKernel(model, section, rows)
+    parts = [
+        trained(work, [flats[i] for i in part], taken(batches, part), lr[part], pull[part])
+        for part in map(list, chunks(range(70), work.most_rows))
+    ]
+    assert torch.equal(torch.cat(parts), together)
 
 
 @given(st.integers(0, 300), st.integers(1, 64))
@@ -194,6 +213,7 @@ def test_filled_repeats_the_last_one_up_to_four():
     assert filled([1]) == [1, 1, 1, 1]
     assert filled([1, 2, 3]) == [1, 2, 3, 3]
     assert filled([1, 2, 3, 4, 5]) == [1, 2, 3, 4, 5]
+    assert filled([1, 2], least=1) == [1, 2]
 
 
 @pytest.mark.parametrize("dimension", [1, 15, 16, 17, 9_610])

@@ -5,7 +5,7 @@ from torch.nn.functional import cross_entropy
 
 from node.config import ModelSection, TrainingSection
 from node.learn.models import Model, build
-from node.learn.training import evaluate, train
+from node.learn.training import Trainer
 from node.learn.workload import prepare_torch
 
 RULES = {
@@ -49,6 +49,14 @@ def with_torch_optim(model, seed, steps, section, lr):
         cross_entropy(module(features), labels).backward()
         optimizer.step()
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def train(model, start, steps, section, lr, proximal=0.0):
+    return Trainer(model, section).train(start, steps, lr, proximal)
+
+
+def evaluate(model, flat, features, labels):
+    return Trainer(model, TrainingSection()).evaluate(flat, features, labels)
 
 
 @pytest.mark.parametrize("rule", RULES)

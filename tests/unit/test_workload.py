@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.config import DataSection, ModelSection, TrainingSection
-from node.errors import ComputeError
+from node.errors import ComputeError, ConfigError
 from node.learn.data import Federation, load
 from node.learn.models import build
 from node.learn.partition import Shards
@@ -27,14 +27,15 @@ DATA = Federation(TRAIN, TEST, shards_of(SIZES), shards_of([0, 4, *[0] * (NODES 
 
 
 @pytest.fixture(autouse=True)
-def _deterministic():
+def _deterministic(monkeypatch, tmp_path_factory):
     prepare_torch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kernels"))
 
 
-def workload(name="mlp", seed=7, **training):
+def workload(name="mlp", seed=7, kernel="auto", **training):
     shape = tuple(TRAIN.features.shape[1:])
     model = build(ModelSection(name=name, hidden=(24,)), shape, TRAIN.classes)
-    return Workload(DATA, model, TrainingSection(**training), seed)
+    return Workload(DATA, model, TrainingSection(**training), seed, kernel)
 
 
 def models(work, count):
@@ -159,10 +160,61 @@ def test_training_leaves_its_input_alone(name):
     assert equal([task.inputs[0] for task in tasks], before)
 
 
-def test_convolutional_models_are_batched_as_inline():
-    work = workload("lenet")
-    tasks = [train_task(work, node, steps=1) for node in (2, 4)]
+@pytest.mark.parametrize("training", [{}, {"momentum": 0.9, "weight_decay": 0.01}, {"optimizer": "adam", "lr": 0.003}])
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_the_loop_is_inline_bit_for_bit(name, training):
+    work = workload(name, kernel="loop", **training)
+    tasks = train_tasks(work)[1:6]
     assert equal(work.train.solve_batch(tasks), [work.train.solve(task) for task in tasks])
+    assert work.kernel_name == "loop"
+
+
+@pytest.mark.parametrize("kernel", ["auto", "loop", "channels-last"])
+def test_convolutional_models_do_not_depend_on_the_grouping(kernel):
+    work = workload("lenet", kernel=kernel)
+    tasks = train_tasks(work)
+    together = work.train.solve_batch(tasks)
+    assert equal([work.train.solve_batch([task])[0] for task in tasks[:4]], together[:4])
+    assert equal(work.train.solve_batch(tasks[::-1]), together[::-1])
+    for task, value in zip(tasks[4:7], together[4:7], strict=True):
+        expected = work.train.solve(task)
+        assert (value - expected).norm() < 1e-2 * (expected - task.inputs[0]).norm()
+
+
+def test_convolutional_evaluations_agree_with_inline():
+    work = workload("lenet", kernel="channels-last")
+    tasks = [evaluate_task(model, "test") for model in models(work, 3)]
+    for task, metrics in zip(tasks, work.evaluate.solve_batch(tasks), strict=True):
+        inline = work.evaluate.solve(task)
+        assert metrics["accuracy"] == pytest.approx(inline["accuracy"], abs=0.005)
+        assert metrics["loss"] == pytest.approx(inline["loss"], rel=1e-5)
+
+
+def test_no_kernel_is_chosen_before_many_models_train():
+    work = workload()
+    work.train.solve(train_task(work, 3))
+    work.warm_up(batched=False)
+    assert work._kernel is None
+    assert work.kernel_name == "loop"
+    work.train.solve_batch([train_task(work, 3)])
+    assert work.kernel_name == work._kernel.name
+    assert workload(kernel="stacked").kernel_name == "stacked-64"
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "others"),
+    [("resnet8", "stacked", "loop, channels-last"), ("mlp", "channels-last", "loop, stacked"), ("mlp", "fast", "loop")],
+)
+def test_a_kernel_that_the_model_does_not_have_is_refused(name, kernel, others):
+    with pytest.raises(ConfigError, match=rf"^executor.kernel: '{kernel}' cannot train '{name}'; auto and {others}"):
+        workload(name, kernel=kernel)
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(device):
+    model = build(ModelSection(), tuple(TRAIN.features.shape[1:]), TRAIN.classes)
+    with pytest.raises(ConfigError, match=r"^executor.device: .*(allowed: cpu, cuda|finds \d+ GPUs)$"):
+        Workload(DATA, model, TrainingSection(), 0, device=device)
 
 
 def test_no_steps_and_no_tasks():
@@ -265,6 +317,14 @@ def test_batched_mixing_is_inline_mixing_bit_for_bit(seed, count):
     before = [flat.clone() for flat in flats]
     assert equal(work.mix.solve_batch(tasks), [work.mix.solve(task) for task in tasks])
     assert equal(flats, before)
+
+
+@pytest.mark.parametrize("dimension", [1, 20_000, 200_000, 1_000_000])
+def test_models_of_any_size_mix_as_inline(dimension):
+    work = workload()
+    flats = [torch.randn(dimension, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    tasks = [mix_task([flats[i], flats[i - 1], flats[i - 2]], (0.3, 0.3, 0.4)) for i in range(6)]
+    assert equal(work.mix.solve_batch(tasks), [work.mix.solve(task) for task in tasks])
 
 
 def test_mixing_is_the_weighted_sum():

@@ -1,0 +1,160 @@
+"""Runs in words and numbers: key figures, side by side, for the report and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from node.cli.runs import Run, Spread, Summary
+
+
+class Figure(NamedTuple):
+    """One key figure: its text and, where runs can be compared by it, its number."""
+
+    text: str
+    number: float | None = None
+    relative: bool = True
+    """Whether a difference is told in per cent, not in the figure's own unit."""
+
+
+Rows = list[tuple[str, list[Figure]]]
+"""Figures by name, with every run's own."""
+
+
+def comparison_table(runs: Sequence[Run]) -> Table:
+    """The key figures for the terminal: a row each, runs side by side."""
+    table = Table(title="Runs" if len(runs) > 1 else None)
+    table.add_column("")
+    for label in labels(runs):
+        table.add_column(Text(_printable(label)))
+    for name, figures in compared(runs, key_figures):
+        table.add_row(Text(_printable(name)), *(Text(_printable(figure.text)) for figure in figures))
+    return table
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """What tells the runs apart: the name if that is enough, else with the clock, else with the folder."""
+    names = [run.summary.name for run in runs]
+    clocks = [f"{run.summary.name} ({run.summary.clock})" for run in runs]
+    folders = [f"{run.summary.name} ({run.folder.name})" for run in runs]
+    paths = [str(run.folder) for run in runs]
+    return next((told for told in (names, clocks, folders) if len(set(told)) == len(runs)), paths)
+
+
+def compared(runs: Sequence[Run], figures_of: Callable[[Summary], dict[str, Figure]]) -> Rows:
+    """Each figure that any run has, with every run's own."""
+    every = [figures_of(run.summary) for run in runs]
+    widest = max(every, key=len, default={})
+    names = [*widest, *(name for figures in every for name in figures if name not in widest)]
+    return [(name, [figures.get(name, Figure("–")) for figures in every]) for name in dict.fromkeys(names)]
+
+
+def difference(figure: Figure, base: Figure) -> str:
+    """By how much a figure differs from another run's; empty where that cannot be said."""
+    if figure.number is None or base.number is None or figure.number == base.number:
+        return ""
+    if not figure.relative:
+        return f"{figure.number - base.number:+.3g}"
+    return f"{figure.number / base.number - 1:+.1%}" if base.number else ""
+
+
+def key_figures(summary: Summary) -> dict[str, Figure]:
+    """What a run was, what it reached, and what that took."""
+    names = sorted(summary.metrics, key=lambda name: (name != "accuracy", name))
+    return {
+        "name": Figure(summary.name),
+        "clock": Figure(summary.clock),
+        "protocol": Figure(summary.protocol),
+        "status": Figure(summary.status),
+        "seed": Figure(str(summary.seed)),
+        "nodes": Figure(f"{summary.nodes:,}", summary.nodes),
+        "rounds": Figure(f"{summary.rounds:,}", summary.rounds),
+        **{name: Figure(_spread(summary.metrics[name]), summary.metrics[name].mean, False) for name in names},
+        "time": Figure(duration(summary.time_s), summary.time_s),
+        "wall time": Figure(duration(summary.wall_s), summary.wall_s),
+        "messages": Figure(f"{summary.messages:,}", summary.messages),
+        "bytes sent": Figure(size(summary.bytes_sent), summary.bytes_sent),
+        **usage_figures(summary),
+        "events": Figure(f"{summary.events:,}", summary.events),
+        "tasks": Figure(f"{summary.tasks:,}", summary.tasks),
+        "peak memory": Figure(size(summary.peak_rss_bytes), summary.peak_rss_bytes),
+    }
+
+
+def usage_figures(summary: Summary) -> dict[str, Figure]:
+    """What the devices were busy with; nothing where nobody watched."""
+    usage = summary.usage
+    if usage is None:
+        return {}
+    hours, busy = usage.device_hours, usage.utilisation
+    wasted = f"{hours.lost:.4g} lost, {hours.discarded:.4g} discarded"
+    return {
+        "device hours": Figure(f"{hours.total:.4g} ({wasted})", hours.total),
+        "online hours": Figure(f"{usage.online_hours:.4g}", usage.online_hours),
+        "utilisation": Figure(f"{busy.mean:.1%} ({busy.min:.1%} to {busy.max:.1%})", busy.mean, False),
+    }
+
+
+def graph_figures(summary: Summary) -> dict[str, Figure]:
+    """What the compute graph was, and what solving it took; counters that a run lacks are left out."""
+    counters = summary.graph
+    told = {
+        "tasks recorded": ("recorded", _number),
+        "tasks solved": ("solved", _number),
+        "tasks never solved": ("skipped", _number),
+        "updates discarded, never trained": ("discarded_trainings", _number),
+        "batched calls": ("batched_calls", _number),
+        "tasks in a batch": ("mean_batch", _number),
+        "forced solves": ("forced_solves", _number),
+        "time in forced solves": ("forced_s", duration),
+        "values in memory, at most": ("peak_resident_bytes", size),
+        "values written to disk": ("spilled_bytes", size),
+        "values read back": ("unspilled_bytes", size),
+    }
+    figures = {}
+    for name, (key, form) in told.items():
+        number = counters.get(key)
+        if isinstance(number, int | float):
+            figures[name] = Figure(form(number), number)
+    return {**figures, "kernel": Figure(str(counters["kernel"]))} if counters.get("kernel") else figures
+
+
+# Words
+
+
+def count(number: int, noun: str) -> str:
+    """``1 node``, ``2,000 nodes``."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def duration(seconds: float) -> str:
+    """A duration in a readable unit."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def size(number: float) -> str:
+    """An amount of bytes in a readable unit."""
+    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= length:
+            return f"{number / length:.4g} {unit}"
+    return f"{number:,.0f} B"
+
+
+def _number(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.4g}"
+
+
+def _spread(spread: Spread) -> str:
+    mean, std, low, high = ("–" if v is None else f"{v:.4g}" for v in (spread.mean, spread.std, spread.min, spread.max))
+    return f"{mean} ± {std} ({low} to {high})"
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "�" for char in text)

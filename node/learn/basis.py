@@ -1,0 +1,80 @@
+"""What the values of a workload's ops follow from, besides what their tasks say: for values that are kept on disk."""
+
+from __future__ import annotations
+
+import inspect
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from node.config import TrainingSection
+from node.learn.data import Federation
+from node.learn.models import Model
+from node.op import Key
+
+_DIGEST_BYTES = 16
+_NOT_IN_TRAINING = {"lr", "schedule", "schedule_rounds", "schedule_factor", "local_steps", "local_epochs"}
+"""Keys that reach a task as its own learning rate and number of steps."""
+
+
+class Basis:
+    """Digests of data, model, training, code and arithmetic.
+
+    Args:
+        arithmetic: names the kernel, since two of them differ by rounding.
+    """
+
+    def __init__(self, federation: Federation, model: Model, training: TrainingSection, arithmetic: str) -> None:
+        self._federation = federation
+        self._code = _digest(arithmetic.encode(), _machine(), _sources())
+        self._model = _digest(self._code, repr(model.module).encode(), _source_of(type(model.module)))
+        self._training = _digest(self._model, training.model_dump_json(exclude=_NOT_IN_TRAINING).encode())
+        self._test = _digest(self._model, *map(_bytes, (federation.test.features, federation.test.labels)))
+        self._shards: dict[int, bytes] = {}
+
+    def of_mix(self, key: Key) -> bytes:
+        """Of a sum of models."""
+        return self._code
+
+    def of_train(self, key: Key) -> bytes:
+        """Of training on a node's data."""
+        return _digest(self._training, self._shard(key.node))
+
+    def of_evaluate(self, key: Key) -> bytes:
+        """Of evaluating on the test set, or on a node's data."""
+        return _digest(self._test, self._shard(key.node))
+
+    def _shard(self, node: int) -> bytes:
+        if node not in self._shards:
+            data = self._federation.train
+            rows = [shards.of(node) for shards in (self._federation.shards, self._federation.local_tests)]
+            parts = [_bytes(tensor[row]) for row in rows for tensor in (data.features, data.labels)]
+            self._shards[node] = _digest(*parts)
+        return self._shards[node]
+
+
+def _digest(*parts: bytes | memoryview) -> bytes:
+    """A hash of some parts, each by itself: where one ends and the next begins makes a difference."""
+    return blake2b(b"".join(blake2b(part).digest() for part in parts), digest_size=_DIGEST_BYTES).digest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return repr((tensor.dtype, tuple(tensor.shape))).encode() + tensor.contiguous().numpy().tobytes()
+
+
+def _machine() -> bytes:
+    """What results may differ by from machine to machine."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{torch.__version__} {capability} {torch.get_num_threads()} {torch.backends.mkldnn.enabled}".encode()
+
+
+def _sources() -> bytes:
+    """All of this package: too much rather than too little."""
+    return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+
+
+def _source_of(kind: type) -> bytes:
+    path = inspect.getsourcefile(kind)
+    return b"" if path is None else Path(path).read_bytes()

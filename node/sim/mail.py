@@ -1,0 +1,107 @@
+"""Messages between the contexts of a simulated world: counted, carried by the network, delivered or lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from node import codec
+from node.clock import VirtualClock
+from node.context import Context
+from node.errors import ProtocolError
+from node.mailbox import Mailbox
+from node.message import Message
+from node.sim.network import Network
+from node.sim.presence import Presence
+from node.tape import EventKind, Tape
+
+_DELIVERED, _LOST = int(EventKind.DELIVERED), int(EventKind.LOST)
+
+
+class Mail:
+    """Carries messages from context to context.
+
+    Args:
+        contexts: by node; replaced in place when a node comes back.
+        fail: told of a node whose handler or mod has raised.
+    """
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        network: Network,
+        tape: Tape,
+        contexts: Sequence[Context],
+        fail: Callable[[int, Exception], None],
+        presence: Presence | None,
+    ) -> None:
+        self.messages = 0
+        self.bytes_sent = 0
+        self.lost = 0
+        """Messages that reached nobody."""
+        self._clock = clock
+        self._carry = network.carry
+        self._note, self._take = tape.note, tape.take
+        self._flush_tape = tape.flush_when_full
+        self._contexts = contexts
+        self._mailboxes: list[Mailbox] = []
+        self._fail = fail
+        self._presence = presence
+        self._handled: Mapping[type[Message], object] = {}
+        self._is_plain = False
+
+    def open(self, handled: Mapping[type[Message], object]) -> None:
+        """Begin: all contexts are there, and their protocol has these handlers."""
+        self._handled = handled
+        self._mailboxes = [ctx.mailbox for ctx in self._contexts]
+        self._is_plain = self._presence is None and not any(ctx.is_wrapped for ctx in self._contexts)
+
+    def send(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
+        """Put a message on its way to each peer."""
+        if to and not (min(to) >= 0 and max(to) < len(self._contexts)):
+            raise ProtocolError(f"node {ctx.me} sends to {list(to)}; nodes are numbered 0 to {len(self._contexts) - 1}")
+        self._flush_tape()
+        size = codec.size_bytes(message, request, reply)
+        if self._is_plain and not reply and type(message) not in self._handled:
+            self._carry(ctx.me, to, size, self._deposit, message)
+        elif self._presence is None:
+            self._carry(ctx.me, to, size, self._deliver, (message, request, reply))
+        else:
+            stamp = self._presence.stamp(ctx.me)
+            self._carry(ctx.me, to, size, self._arrive, (message, request, reply, stamp))
+        sent = size * len(to)
+        ctx.bytes_sent += sent
+        self.bytes_sent += sent
+        self.messages += len(to)
+
+    def _deposit(self, arg: tuple[int, int, Message, int]) -> None:
+        """Deliver to the mailbox at once, where there is no mod, observer, handler or request: most messages."""
+        to, sender, message, size = arg
+        self._take((self._clock.now, _DELIVERED, to, sender, size))
+        self._mailboxes[to].put(sender, message)
+
+    def _deliver(self, arg: tuple[int, int, tuple[Message, int, int], int]) -> None:
+        to, sender, (message, request, reply), size = arg
+        self._note(self._clock.now, _DELIVERED, to, sender, size)
+        try:
+            self._contexts[to].deliver(sender, message, request, reply)
+        except Exception as error:
+            self._fail(to, error)
+
+    def _arrive(self, arg: tuple[int, int, tuple[Message, int, int, tuple[int, float]], int]) -> None:
+        """Deliver where nodes come and go: not to whom was away when it was sent, nor from whom has crashed since."""
+        to, sender, (message, request, reply, stamp), size = arg
+        assert self._presence is not None
+        clock = self._presence.clocks[to]
+        if not self._presence.arrives(stamp, sender, to):
+            self.lose((to, sender, size))
+        elif clock.is_paused:
+            clock.hold(self._deliver, (to, sender, (message, request, reply), size))
+        else:
+            self._deliver((to, sender, (message, request, reply), size))
+
+    def lose(self, arg: tuple[Any, ...]) -> None:
+        """Note a message (receiver, sender, size in bytes) that reaches nobody."""
+        to, sender, size = arg
+        self.lost += 1
+        self._note(self._clock.now, _LOST, to, sender, size)

@@ -1,0 +1,60 @@
+"""What surrounds simulated nodes: the devices they run on, the links between them, and who is there when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from node.config import ChurnSection, DevicesSection, NetworkSection
+from node.errors import ConfigError
+from node.sim.churn import Churn, churn
+from node.sim.devices import Devices, build
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Everything about a simulated world that is not its protocol, data or executor."""
+
+    devices: Devices
+    network: NetworkSection
+    churn: Churn | None = None
+    cores: float = 0.0
+    """Cores that all nodes share; 0: each has its own machine."""
+    evaluate_time: bool = False
+    detect_s: float = 0.0
+    """How long after a crash the others know of it."""
+
+
+def surround(
+    nodes: int,
+    seed: int,
+    devices: DevicesSection,
+    network: NetworkSection,
+    churned: ChurnSection,
+    *,
+    learners: Sequence[int],
+    flops: float = 1.0,
+    reference_flops: float | None = 1.0,
+    batch_size: int = 1,
+) -> Surroundings:
+    """Build the surroundings that a configuration describes.
+
+    Args:
+        learners: who comes and goes, where the configuration does not say.
+        flops: of training one sample of the experiment's model.
+        reference_flops: of the model that the devices' seconds are for; None: the configuration does not say.
+
+    Raises:
+        ConfigError: a key, or a file that it names, is wrong.
+    """
+    pauses = churned.going == "pause" or any(fault.what == "pause" for fault in churned.schedule)
+    if devices.cores and pauses:
+        raise ConfigError("devices.cores: nodes that share a machine cannot pause; use crash or leave, or cores = 0")
+    return Surroundings(
+        build(devices, nodes, seed, flops, reference_flops, batch_size),
+        network,
+        churn(churned, nodes, seed, learners),
+        devices.cores,
+        devices.evaluate_time,
+        churned.detect_s,
+    )
