@@ -252,6 +252,11 @@ class VirtualClock(asyncio.BaseEventLoop):
             fn(arg)
         self.fired += fired
 
+    def close(self) -> None:
+        """Forget what has not happened, and what it held."""
+        super().close()
+        self._heap.clear()
+
     def _explain_livelock(self) -> NoReturn:
         running = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(self) if not task.done())[:5])
         raise Livelock(

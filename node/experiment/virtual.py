@@ -105,6 +105,7 @@ async def _simulate(
 
 def _take_stock(result: Result, world: SimWorld, solver: Solver, usage: Usage) -> None:
     """What the run has taken, however it ended."""
+    counters = solver.counters()  # first: what was still on its way counts as discarded
     result.time_s = world.clock.time()
     usage.close(result.time_s)
     result.usage, result.timeline = usage.summary(), usage.picture()
@@ -113,7 +114,7 @@ def _take_stock(result: Result, world: SimWorld, solver: Solver, usage: Usage) -
     result.tasks, result.forced_solves = world.graph.recorded, world.forced_solves
     result.batched_calls = solver.batches
     result.graph = {
-        **solver.counters(),
+        **counters,
         "discarded_trainings": world.labour.discarded,
         "lost_messages": world.mail.lost,
         "forced_solves": world.forced_solves,

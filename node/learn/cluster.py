@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from distributed import Future
 
 _CONNECT_S = 10
+_LOOK_S = 5
+_DESERTED_S = 60
 _MOST_ROWS = 64
 """Values of one Dask task: enough that the scheduler keeps up, few enough that moving them all is no burden."""
 
@@ -105,7 +107,9 @@ class DaskExecutor:
             if isinstance(value, Handle):
                 wanted.setdefault(value.block, {})[value.row] = None
         try:
-            parts = self._client.gather([self._part(block, list(rows)) for block, rows in wanted.items()])
+            futures = [self._part(block, list(rows)) for block, rows in wanted.items()]
+            self._await(futures)
+            parts = self._client.gather(futures)
         except StarlingError:
             raise
         except (Exception, CancelledError, asyncio.CancelledError) as error:
@@ -114,6 +118,21 @@ class DaskExecutor:
         for rows, part in zip(wanted.values(), parts, strict=True):
             rows.update(zip(rows, part.values, strict=True))
         return [wanted[value.block][value.row] if isinstance(value, Handle) else value for value in values]
+
+    def _await(self, futures: Sequence[Future[Rows]]) -> None:
+        """Wait until there is an outcome for all. Raises ComputeError where the last worker is gone, and stays so."""
+        from distributed import wait
+
+        deserted = 0
+        while True:
+            try:
+                with self._client.as_current():
+                    wait(futures, timeout=_LOOK_S)  # type: ignore[no-untyped-call]
+                return
+            except TimeoutError:
+                deserted = 0 if self._client.nthreads() else deserted + 1
+            if deserted * _LOOK_S >= _DESERTED_S:
+                raise ComputeError(f"the cluster has had no workers for {_DESERTED_S} s; start some, or see its logs")
 
     def close(self) -> None:
         """End the cluster that was started here; leave a running one as it was."""

@@ -8,6 +8,7 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 
 import numpy as np
 import psutil
@@ -68,6 +69,10 @@ def where(*inputs):
 @op(spec=lambda inputs, static: Spec((2,), "float64", ("shift", "total")))
 def look(a):
     return {"shift": a.data_ptr() % 64, "total": float(a.sum())}
+
+
+def dawdle():
+    threading.Event().wait(2)
 
 
 @op
@@ -337,12 +342,18 @@ def test_what_a_killed_worker_held_is_made_again(setup, executor):
                 disturb()
         return solving.fetch(models)
 
-    def kill_all():
-        for pid in executor._client.run(os.getpid).values():
-            psutil.Process(pid).kill()
+    def kill_one():
+        psutil.Process(min(executor._client.run(os.getpid).values())).kill()
 
-    assert same(rounds(executor, kill_all), rounds(InlineExecutor(), lambda: None))
-    executor._client.wait_for_workers(2, timeout=60)
+    assert same(rounds(executor, kill_one), rounds(InlineExecutor(), lambda: None))
+
+
+def test_a_cluster_that_has_lost_all_its_workers_is_an_error_after_a_while(monkeypatch, executor):
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.05)
+    monkeypatch.setattr(cluster, "_DESERTED_S", 0.2)
+    monkeypatch.setattr(executor._client, "nthreads", dict)
+    with pytest.raises(ComputeError, match=r"the cluster has had no workers for 0\.2 s"):
+        executor._await([executor._client.submit(dawdle, pure=False)])
 
 
 def test_ctrl_c_is_left_to_who_started_the_cluster(executor):
