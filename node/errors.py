@@ -13,6 +13,8 @@
     │   ├── BadFrame            bytes that are not a message of this protocol version
     │   └── NotAMember          a stranger
     ├── ComputeError            an operation on values failed
+    ├── PrivacyError            a guarantee that cannot be given
+    │   └── BudgetSpent         the next step would cost more privacy than is left
     ├── StoreError              what is kept on disk
     │   ├── Missing
     │   └── Corrupt
@@ -67,6 +69,14 @@ class NotAMember(TransportError):
 
 class ComputeError(StarlingError):
     """An operation on values failed; the message names the op and the node."""
+
+
+class PrivacyError(StarlingError):
+    """A privacy guarantee cannot be given."""
+
+
+class BudgetSpent(PrivacyError):
+    """The next step would cost more privacy than the budget has left."""
 
 
 class StoreError(StarlingError):

@@ -13,7 +13,11 @@ from typing import NamedTuple
 _NEEDED = (
     "torch numpy zmq aiohttp cryptography pydantic structlog uvloop safetensors msgspec networkx pyarrow sklearn psutil"
 )
-_OPTIONAL = {"datasets": "Hugging Face data sets: pip install 'starling-node[data]'"}
+_OPTIONAL = {
+    "datasets": "Hugging Face data sets: pip install 'starling-node[data]'",
+    "distributed": "executor.kind = dask: pip install 'starling-node[cluster]'",
+    "dp_accounting": "the tightest accountant, pld: pip install 'starling-node[privacy]'",
+}
 
 
 class Finding(NamedTuple):

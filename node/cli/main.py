@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from node.cli.privacy import app as privacy
 from node.errors import ConfigError, StarlingError
 
 SUCCESS, WRONG_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -28,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+app.add_typer(privacy, name="privacy")
 
 
 class Clock(StrEnum):

@@ -1,0 +1,151 @@
+"""How well an attack tells members from non-members, in the figures that the field reports.
+
+``scores`` [samples] are higher for members, ``members`` is bool [samples]. Every threshold counts: none is dropped for
+lying on a straight piece of the curve, because the best rate below some small false positive rate may lie there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import betaincinv  # type: ignore[import-untyped]
+from sklearn.metrics import roc_curve
+
+from node.errors import ConfigError
+
+LEVEL = 0.95
+"""Confidence of intervals."""
+
+
+class Curve(NamedTuple):
+    """A receiver operating characteristic: one point per threshold, the strictest (nothing is a member) first."""
+
+    fpr: np.ndarray
+    tpr: np.ndarray
+    thresholds: np.ndarray
+    """A sample counts as a member from this score on."""
+
+    @property
+    def auc(self) -> float:
+        """Area under the curve; ties count half."""
+        return float(np.trapezoid(self.tpr, self.fpr))
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """``max over thresholds of 1 - (FPR + FNR)/2``."""
+        return float(np.max(1 + self.tpr - self.fpr) / 2)
+
+    def tpr_at(self, fpr: float) -> float:
+        """The highest true positive rate among points whose false positive rate is at most ``fpr``."""
+        return float(self.tpr[self.fpr <= fpr].max())
+
+    def log_log(self, points: int = 100) -> tuple[np.ndarray, np.ndarray]:
+        """The curve for two logarithmic axes, thinned: rates (FPR, TPR) from the lowest FPR that was resolved to 1."""
+        lowest = self.fpr[self.fpr > 0].min()
+        fpr = np.geomspace(lowest, 1, points)
+        tpr = self.tpr[np.searchsorted(self.fpr, fpr * (1 + 1e-12), side="right") - 1]
+        return fpr[tpr > 0], tpr[tpr > 0]
+
+
+class Leakage(NamedTuple):
+    """What an attack reports of one model or message."""
+
+    auc: float
+    balanced_accuracy: float
+    tpr_at_1_percent: float | None
+    """At a false positive rate of at most 1%; None (n/a) with fewer than 100 non-members."""
+    tpr_at_01_percent: float | None
+    """At most 0.1%; None (n/a) with fewer than 1,000 non-members: it would be the rate at no false positive at all."""
+    members: int
+    non_members: int
+
+
+def curve(scores: np.ndarray, members: np.ndarray) -> Curve:
+    """The attack's curve. Raises ConfigError unless there are members and non-members, and all scores are numbers."""
+    _check(scores, members)
+    return Curve(*roc_curve(members, scores, drop_intermediate=False))
+
+
+def auc(scores: np.ndarray, members: np.ndarray) -> float:
+    """Area under the curve: the chance that a member scores above a non-member."""
+    return curve(scores, members).auc
+
+
+def measure(scores: np.ndarray, members: np.ndarray) -> Leakage:
+    """Every figure of one attack."""
+    roc = curve(scores, members)
+    inside = int(np.count_nonzero(members))
+    outside = len(members) - inside
+    at_1, at_01 = (roc.tpr_at(fpr) if outside * fpr >= 1 else None for fpr in (0.01, 0.001))
+    return Leakage(roc.auc, roc.balanced_accuracy, at_1, at_01, inside, outside)
+
+
+def by_group(scores: np.ndarray, members: np.ndarray, groups: np.ndarray) -> dict[int, Leakage]:
+    """Every figure for each group (node, cluster, minority) by itself, in the groups' order.
+
+    A group without members, or without non-members, has none.
+    """
+    masks = {int(group): groups == group for group in np.unique(groups)}
+    return {
+        group: measure(scores[mask], members[mask]) for group, mask in masks.items() if 0 < members[mask].mean() < 1
+    }
+
+
+def worst(leakages: Mapping[int, Leakage]) -> int:
+    """The group that an attack tells apart best, by AUC; the first of equals."""
+    return max(leakages, key=lambda group: leakages[group].auc)
+
+
+def shuffled_auc(scores: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> float:
+    """AUC against members drawn by lot: an evaluation is broken where this is far from 0.5."""
+    return auc(scores, rng.permutation(members))
+
+
+def bootstrap(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    scores: np.ndarray,
+    members: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    resamples: int = 1000,
+    level: float = LEVEL,
+) -> tuple[float, float]:
+    """Percentile interval of a metric; members and non-members are resampled apart, so that both stay."""
+    _check(scores, members)
+    sides = [np.flatnonzero(members), np.flatnonzero(~members)]
+    values = []
+    for _ in range(resamples):
+        rows = np.concatenate([rng.choice(side, len(side)) for side in sides])
+        values.append(metric(scores[rows], members[rows]))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """Exact interval of a rate (Clopper and Pearson, Biometrika 1934), each side missed with chance (1 - level)/2."""
+    if not 0 <= successes <= trials or trials < 1:
+        raise ConfigError(f"successes: {successes} of {trials} trials; need 0 <= successes <= trials, and a trial")
+    low, high = clopper_pearson_bounds(np.array([successes]), trials, level)
+    return float(low[0]), float(high[0])
+
+
+def clopper_pearson_bounds(successes: np.ndarray, trials: int, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """The intervals of :func:`clopper_pearson` for many counts at once: lower and upper ends."""
+    tail = (1 - level) / 2
+    some, not_all = np.maximum(successes, 1), np.minimum(successes, trials - 1)
+    low = np.where(successes > 0, betaincinv(some, trials - some + 1, tail), 0.0)
+    high = np.where(successes < trials, betaincinv(not_all + 1, trials - not_all, 1 - tail), 1.0)
+    return low, high
+
+
+def _check(scores: np.ndarray, members: np.ndarray) -> None:
+    if scores.shape != members.shape or members.dtype != np.bool_:
+        raise ConfigError(
+            f"members: {members.dtype}{list(members.shape)} for scores {list(scores.shape)}; need a bool for each"
+        )
+    if not 0 < np.count_nonzero(members) < len(members):
+        raise ConfigError(f"members: {np.count_nonzero(members)} of {len(members)} samples; need members and others")
+    if np.isnan(scores).any():
+        raise ConfigError(f"scores: sample {int(np.isnan(scores).argmax())} has no number for a score")

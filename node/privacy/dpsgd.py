@@ -1,0 +1,175 @@
+"""Differentially private training of one model: DP-SGD (Abadi et al., CCS 2016).
+
+Every record is in a step's batch by a coin of its own, every record's gradient is clipped over all parameters, and the
+sum is noised and divided by the batch size to be expected. What an optimizer makes of it is post-processing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.nn.functional import cross_entropy
+
+from node.config import TrainingSection
+from node.errors import ComputeError, ConfigError
+from node.learn.models import Model
+from node.learn.training import optimizer
+from node.privacy.clipping import check_clipping
+from node.privacy.ghost import GhostGradients, SampleGradients
+from node.privacy.noise import NoiseStream
+
+AT_ONCE = 64
+"""Samples whose gradients are held at once; a larger batch is summed up in parts."""
+_TINY = 1e-6
+_CHECKED = 4
+_AGREE = 1e-3
+
+
+class Gradients(Interface):
+    """A way to per-sample gradients."""
+
+    def at(self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor) -> SampleGradients:
+        """The gradients at some parameters, in the model's order, of samples [b, *shape] with labels [b]."""
+        ...
+
+
+class VmapGradients:
+    """Per-sample gradients of any model, all of them written out: the reference."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._names = [name for name, _, _ in model.parts]
+        self._each = vmap(grad(self._loss), in_dims=(None, 0, 0))
+
+    def _loss(self, parameters: dict[str, Tensor], features: Tensor, label: Tensor) -> Tensor:
+        return cross_entropy(self._model.forward(parameters, features[None]), label[None])
+
+    def at(self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor) -> SampleGradients:
+        """The gradients at some parameters, in the model's order, of samples [b, *shape] with labels [b]."""
+        found = self._each(dict(zip(self._names, parameters, strict=True)), features, labels)
+        each = [found[name] for name in self._names]
+        squares = torch.stack([part.flatten(1).square().sum(1) for part in each]).sum(0)
+
+        def weighted(factors: Tensor) -> list[Tensor]:
+            return [torch.tensordot(factors, part, 1) for part in each]
+
+        return SampleGradients(squares, weighted)
+
+
+def clip_factors(squares: Tensor, clip: float) -> Tensor:
+    """What each gradient is multiplied by, [samples], so that its norm is at most ``clip``; from the squared norms."""
+    return (clip / (squares.sqrt() + _TINY)).clamp_(max=1.0)
+
+
+class PrivateTrainer:
+    """Trains one model at a time by DP-SGD, with record-level privacy.
+
+    The ghost norms of a model are held to the reference once, on a few samples: a model that shares a layer's weights,
+    or that mixes samples, would else be trained with norms that mean nothing.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        section: TrainingSection,
+        clip: float,
+        noise_multiplier: float,
+        method: Literal["ghost", "vmap"] = "ghost",
+    ) -> None:
+        """``clip``: largest norm of a record's gradient; the noise's standard deviation is ``noise_multiplier * clip``.
+
+        Raises ConfigError for values without a meaning, for BatchNorm, and for a model that has no ghost norms.
+        """
+        check_clipping(clip, noise_multiplier)
+        if norm := next(
+            (part for part in model.module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)), None
+        ):
+            raise ConfigError(
+                f"model.name: {model.name!r} has {type(norm).__name__}, which mixes records; use GroupNorm"
+            )
+        self._model = model
+        self._section = section
+        self._clip = clip
+        self._deviation = noise_multiplier * clip if noise_multiplier else 0.0
+        self._reference = VmapGradients(model)
+        self._gradients: Gradients = GhostGradients(model) if method == "ghost" else self._reference
+        self._is_checked = method == "vmap"
+
+    @torch.no_grad()
+    def train(
+        self,
+        start: Tensor,
+        features: Tensor,
+        labels: Tensor,
+        rate: float,
+        steps: int,
+        lr: float,
+        sampling: np.random.Generator,
+        noise: NoiseStream,
+        proximal: float = 0.0,
+    ) -> Tensor:
+        """Take steps from the flat vector ``start`` on; gives a new vector.
+
+        ``features`` [n, *shape] and ``labels`` [n] are all that the node holds, of which every step takes each record
+        with probability ``rate``. Nobody else may be able to tell what ``sampling`` draws, or the batches are no secret
+        and the guarantee is that of ``rate`` 1. ``proximal`` is the strength of the pull back to ``start``.
+
+        Raises ConfigError for a rate without a meaning or a node without records, ComputeError for a model whose ghost
+        norms are not those of its gradients.
+        """
+        if not 0 < rate <= 1 or not len(labels):
+            raise ConfigError(
+                f"rate: {rate} of {len(labels)} records; allowed are rates above 0, up to 1, of 1 or more"
+            )
+        section = self._section
+        trained = start.clone()
+        parameters = list(self._model.named(trained).values())
+        anchors = list(self._model.named(start).values())
+        self._check_norms(parameters, features[:_CHECKED], labels[:_CHECKED])
+        rule = optimizer(section)
+        for _ in range(steps):
+            batch = torch.from_numpy(np.flatnonzero(sampling.random(len(labels)) < rate)).to(features.device)
+            gradients = self._clipped_sum(parameters, features[batch], labels[batch])
+            self._add_noise(gradients, noise)
+            torch._foreach_div_(gradients, rate * len(labels))
+            if proximal:
+                torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=proximal)
+            if section.weight_decay:
+                torch._foreach_add_(gradients, parameters, alpha=section.weight_decay)
+            rule.step(parameters, gradients, lr)
+        return trained
+
+    def _clipped_sum(self, parameters: list[Tensor], features: Tensor, labels: Tensor) -> list[Tensor]:
+        """The sum of the clipped gradients of a batch, which may be empty."""
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
+        for first in range(0, len(labels), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            gradients = self._gradients.at(parameters, features[part], labels[part])
+            torch._foreach_add_(sums, gradients.weighted(clip_factors(gradients.squares, self._clip)))
+        return sums
+
+    def _add_noise(self, sums: list[Tensor], noise: NoiseStream) -> None:
+        if not self._deviation:
+            return
+        normals = torch.from_numpy(noise.normals(self._model.dimension)).mul_(self._deviation)
+        torch._foreach_add_(sums, list(self._model.named(normals.to(sums[0])).values()))
+
+    def _check_norms(self, parameters: list[Tensor], features: Tensor, labels: Tensor) -> None:
+        if self._is_checked:
+            return
+        found, expected = (
+            gradients.at(parameters, features, labels).squares.sqrt()
+            for gradients in (self._gradients, self._reference)
+        )
+        if not torch.allclose(found, expected, rtol=_AGREE, atol=_TINY, equal_nan=True):
+            raise ComputeError(
+                f"ghost: the norms of {self._model.name!r} are not those of its gradients: it uses a layer's weights "
+                f"outside the layer, or mixes samples; use the method 'vmap' if it does not mix them"
+            )
+        self._is_checked = True
