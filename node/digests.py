@@ -22,6 +22,9 @@ from node.graph import Graph
 from node.op import Op, Ref, Value
 from node.values import size_bytes
 
+_PACK_BYTES = 64 << 20
+"""Models in one pack, about: they are in memory together, whatever the budget."""
+
 
 class Digests:
     """What the values of a graph follow from, as hashes; computed when asked for, and kept while they may be needed."""
@@ -93,8 +96,9 @@ def _source(op: Op[...]) -> bytes:
     """The source of the module that an op was written in: what its function calls is there too, most of the time."""
     module = sys.modules.get(op.name.partition(":")[0])
     path = getattr(module, "__file__", None)
-    if path is None:
-        raise ComputeError(f"{op.name} cannot be cached, because its source is not known: give the Op a basis")
+    if path is None or "<locals>" in op.name:
+        why = "its source is not known" if path is None else "what its function has from around it is not known"
+        raise ComputeError(f"{op.name} cannot be cached, because {why}: define it in a module, or give the Op a basis")
     return Path(path).read_bytes()
 
 
@@ -142,8 +146,15 @@ class Store:
     def keep(self, fetch: Callable[[Sequence[Value]], list[Value]]) -> None:
         """Keep the numbers so far, and the models that are alive: a run that is like this one so far goes on there."""
         self._digests.forget()
-        self._cache.put({**self._numbers, **dict(self._models(fetch))})
-        self._numbers.clear()
+        pack, self._numbers = self._numbers, {}
+        pack_bytes = 0
+        for digest, (value, spec) in self._models(fetch):
+            pack[digest] = (value, spec)
+            pack_bytes += spec.size_bytes
+            if pack_bytes > _PACK_BYTES:
+                self._cache.put(pack)
+                pack, pack_bytes = {}, 0
+        self._cache.put(pack)
 
     def _models(self, fetch: Callable[[Sequence[Value]], list[Value]]) -> Iterable[tuple[bytes, tuple[Value, Any]]]:
         graph = self._graph

@@ -212,7 +212,7 @@ class Mailbox:
     def lose(self, peer: int) -> None:
         """A peer is gone: no wait waits for it any longer; one that needs it fails."""
         for box in self._waiting():
-            if box.frm is None or peer not in box.frm or peer in box.messages:
+            if box.frm is None or peer not in box.frm or peer in box.messages or peer in box.gone:
                 continue
             if box.strict:
                 self._close(box.slot)

@@ -14,18 +14,19 @@ from node.message import Message
 class Requests:
     """Questions that a node has asked, and nobody has answered yet."""
 
-    __slots__ = ("_asked", "_clock", "_open", "_owner")
+    __slots__ = ("_clock", "_open", "_owner", "asked")
 
-    def __init__(self, owner: int, clock: Clock) -> None:
+    def __init__(self, owner: int, clock: Clock, asked: int = 0) -> None:
         self._owner = owner
         self._clock = clock
-        self._asked = 0
+        self.asked = asked
+        """Requests so far, in earlier lives too: no answer can be taken for that to another question."""
         self._open: dict[int, tuple[int, asyncio.Future[Any]]] = {}
 
     def ask(self, to: int, message: Message, timeout_s: float | None) -> tuple[int, asyncio.Future[Any]]:
         """Open a request: its number, and what its answer or failure comes to."""
-        self._asked += 1
-        number = self._asked
+        self.asked += 1
+        number = self.asked
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._open[number] = (to, future)
         if timeout_s is not None:

@@ -139,9 +139,9 @@ def run_hash(result: Result) -> str:
     """A hash of all that a run has led to: its events, its metrics and its final models, to the last bit."""
     digest = blake2b((result.event_hash or "").encode(), digest_size=16)
     digest.update(result.recorder.content())
-    for node, model in sorted(result.models.items()):
+    for node in sorted(result.models):
         digest.update(node.to_bytes(8, "little"))
-        digest.update(np.ascontiguousarray(model).data)
+        digest.update(np.ascontiguousarray(result.models[node]).data)
     return digest.hexdigest()
 
 
@@ -181,8 +181,8 @@ def _write(folder: Path, setup: Setup, result: Result) -> dict[str, Any]:
         result.timeline.write(folder / TIMELINE)
     if config.record.models:
         (folder / "models").mkdir(exist_ok=True)
-        for node, value in sorted(result.models.items()):
-            save_model(folder / "models" / f"{node}.safetensors", setup.model, value)
+        for node in sorted(result.models):  # one by one: together they may be too many for memory
+            save_model(folder / "models" / f"{node}.safetensors", setup.model, result.models[node])
     if config.record.events:
         with (folder / "events.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(event.json() + "\n" for event in sorted(events_of(result.tape), key=lambda e: e.time_s))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from node.learn.models import Model
 from node.op import Key
 
 _DIGEST_BYTES = 16
+_PLAIN = (bool, int, float, str, tuple, type(None))
 _NOT_IN_TRAINING = {"lr", "schedule", "schedule_rounds", "schedule_factor", "local_steps", "local_epochs"}
 """Keys that reach a task as its own learning rate and number of steps."""
 
@@ -29,7 +32,7 @@ class Basis:
     def __init__(self, federation: Federation, model: Model, training: TrainingSection, arithmetic: str) -> None:
         self._federation = federation
         self._code = _digest(arithmetic.encode(), _machine(), _sources())
-        self._model = _digest(self._code, repr(model.module).encode(), _source_of(type(model.module)))
+        self._model = _digest(self._code, *_definition(model))
         self._training = _digest(self._model, training.model_dump_json(exclude=_NOT_IN_TRAINING).encode())
         self._test = _digest(self._model, *map(_bytes, (federation.test.features, federation.test.labels)))
         self._shards: dict[int, bytes] = {}
@@ -75,6 +78,13 @@ def _sources() -> bytes:
     return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
 
 
-def _source_of(kind: type) -> bytes:
-    path = inspect.getsourcefile(kind)
-    return b"" if path is None else Path(path).read_bytes()
+def _definition(model: Model) -> Iterator[bytes]:
+    """The layers, their plain attributes, and the files that they and what builds them are written in."""
+    yield repr(model.module).encode()
+    for part in model.module.modules():
+        plain = {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN)}
+        yield repr(sorted(plain.items())).encode()
+    kinds: list[Any] = [model.factory, *[type(part) for part in model.module.modules()]]
+    files = {inspect.getsourcefile(kind) for kind in kinds if inspect.isclass(kind) or inspect.isroutine(kind)}
+    for path in sorted(path for path in files if path is not None):
+        yield Path(path).read_bytes()

@@ -36,6 +36,8 @@ class Model:
     def __init__(self, name: str, make: Callable[[], nn.Module]) -> None:
         """Raises ConfigError for a module that cannot be trained as one flat vector of parameters."""
         self.name = name
+        self.factory: Callable[..., nn.Module] = make
+        """What builds the module."""
         self._make = make
         self._module = self._seeded(0)
         _check(name, self._module)
@@ -111,6 +113,7 @@ def build(section: ModelSection, shape: tuple[int, ...], classes: int) -> Model:
     factory = _find(section.name)
     try:
         model = Model(section.name, lambda: factory(shape, classes))
+        model.factory = factory
         with torch.no_grad():
             logits = model.logits(model.initial(0), torch.zeros(2, *shape))
     except ConfigError:

@@ -96,7 +96,7 @@ class Mail:
         if not self._presence.arrives(stamp, sender, to):
             self.lose((to, sender, size))
         elif clock.is_paused:
-            clock.hold(self._deliver, (to, sender, (message, request, reply), size))
+            clock.hold(self._arrive, arg)
         else:
             self._deliver((to, sender, (message, request, reply), size))
 

@@ -9,8 +9,8 @@ from typing import Protocol as Interface
 from node.clock import Priority, VirtualClock
 from node.sim.churn import Change, Churn
 
-_FRUITLESS = 1_000
-"""Changes for each node without anything else happening, after which a run that only churns counts as deadlocked."""
+_FRUITLESS = 100
+"""Changes for each node without progress of any, after which a run counts as deadlocked."""
 
 
 class NodeClock:
@@ -113,8 +113,8 @@ class Stage(Interface):
         """A node is gone, and never comes back."""
         ...
 
-    def events(self) -> int:
-        """How much has happened besides churn."""
+    def progress(self) -> int:
+        """How far the nodes are: rounds that were recorded for the first time, and nodes that have ended."""
         ...
 
 
@@ -135,7 +135,7 @@ class Presence:
         self._lives = [0] * nodes
         self._ended = [False] * nodes
         self._fruitless = 0
-        self._events = 0
+        self._progress = 0
         self.gone: dict[int, None] = dict.fromkeys(sorted(churn.absent))
         """Nodes that the others know to be gone."""
         self.clocks = [NodeClock(clock) for _ in range(nodes)]
@@ -170,11 +170,11 @@ class Presence:
         self._schedule(node)
 
     def _watch_for_deadlock(self) -> None:
-        happened = self._stage.events()
-        self._fruitless = self._fruitless + 1 if happened == self._events else 0
-        self._events = happened
+        progress = self._stage.progress()
+        self._fruitless = self._fruitless + 1 if progress == self._progress else 0
+        self._progress = progress
         if self._fruitless > _FRUITLESS * len(self._online):
-            self._clock.deadlock("nodes come and go, but nothing else happens any more")
+            self._clock.deadlock("nodes come and go, but none has come further for a long time")
 
     def _return(self, node: int) -> None:
         if self._online[node]:
@@ -193,7 +193,7 @@ class Presence:
         self._lives[node] += what == "crash"
         self.clocks[node].die()
         self._stage.leave(node, what)
-        if what == "crash":
+        if not self._ended[node]:
             self._clock.post(self._detect_s, self._detect, (node, self._clock.now), Priority.FAULT)
 
     def _detect(self, arg: tuple[int, float]) -> None:
@@ -222,7 +222,7 @@ class Presence:
         """Whether a message finds its receiver, the one that it was sent to, and comes from a sender that has not
         crashed since."""
         life, sent_s = stamp
-        return life == self._lives[sender] and self._online[to] and (self._since_s[to] <= sent_s)
+        return life == self._lives[sender] and self._online[to] and self._since_s[to] <= sent_s
 
     def is_online(self, node: int) -> bool:
         """Whether a node is there; a paused one is."""

@@ -96,6 +96,8 @@ class SimWorld:
         self._tasks: list[asyncio.Task[Ref | None] | None] = [None] * nodes
         self._spawned: set[asyncio.Task[None]] = set()
         self._watchers: dict[int, dict[int, None]] = {}
+        self._furthest: dict[int, int] = {}
+        self._progress = 0
         self._saved: dict[int, Mapping[str, Any]] = {}
         self._over: asyncio.Future[None] = clock.create_future()
         self._running = nodes
@@ -193,6 +195,7 @@ class SimWorld:
             self.finals[node] = final
         if self._presence is not None:
             self._presence.ended(node)
+            self._progress += 1
         self._one_less()
 
     def _one_less(self) -> None:
@@ -217,7 +220,7 @@ class SimWorld:
         """A node runs its protocol, from what it has saved."""
         before = self._contexts[node]
         ctx, protocol = self._context(node)
-        ctx.bytes_sent = before.bytes_sent
+        ctx.succeed(before)
         self._contexts[node] = ctx
         self._begin(ctx, protocol)
 
@@ -229,7 +232,7 @@ class SimWorld:
         self.network.cut(node)
         self.labour.cut(node)
         if what == "leave":
-            watchers = tuple(self._watchers.pop(node, {}))
+            watchers = tuple(self._watchers.get(node, {}))
             self.network.carry(node, watchers, 0, self._hear_goodbye, self.clock.now)
             if not watchers:
                 self._hear_goodbye((node, node, self.clock.now, 0))
@@ -239,6 +242,7 @@ class SimWorld:
         assert self._presence is not None
         if self._presence.forget(node, since_s):
             self._contexts[hearer].give_up(node)
+            self.tell(node)  # also those who have begun to wait since
 
     def returned(self, node: int, since_s: float) -> None:
         """A node that was away since then is back."""
@@ -254,9 +258,9 @@ class SimWorld:
         self.lost[node] = how
         self._one_less()
 
-    def events(self) -> int:
-        """How much has happened."""
-        return self._tape.events
+    def progress(self) -> int:
+        """How far the nodes are: rounds that were recorded for the first time, and nodes that have ended."""
+        return self._progress
 
     def _is_stale(self, ctx: Context) -> bool:
         """Whether a context is of a node that has gone since: what its last breath asks for does not happen."""
@@ -313,8 +317,12 @@ class SimWorld:
 
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
         """Keep some metrics of a node's round, and what it has sent so far."""
-        if not self._is_stale(ctx):
-            self.recorder.add(self.clock.now, ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
+        if self._presence is not None:
+            if self._is_stale(ctx):
+                return
+            self._progress += round > self._furthest.get(ctx.me, -1)
+            self._furthest[ctx.me] = max(round, self._furthest.get(ctx.me, -1))
+        self.recorder.add(self.clock.now, ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
 
     def watch(self, ctx: Context, peers: Sequence[int]) -> None:
         """Tell a node when one of these goes."""

@@ -10,7 +10,7 @@ from node.config import DataSection, ModelSection, TrainingSection
 from node.learn import basis as module
 from node.learn.basis import Basis
 from node.learn.data import Shards, federate
-from node.learn.models import build
+from node.learn.models import Model, build
 from node.op import Key
 
 FEDERATION = federate(DataSection(local_test_fraction=0.2), 4, 0)
@@ -114,3 +114,38 @@ def test_more_nodes_with_the_same_shards_change_nothing():
 def test_seed_and_counter_are_the_tasks_own():
     assert changed(key=Key(9, KEY.node, 77)) == []
     assert changed(key=Key(0, 2, 5)) == ["train", "evaluate"]
+
+
+def custom(scale):
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(64, 10)
+            self.scale = scale
+
+        def forward(self, x):
+            return self.linear(x.flatten(1)) * self.scale
+
+    return Model("custom", Block)
+
+
+def test_an_attribute_of_a_layer_changes_training_and_evaluation():
+    assert digests(model=custom(1.0)) == digests(model=custom(1.0))
+    pairs = zip(digests(model=custom(1.0)), digests(model=custom(2.0)), strict=True)
+    assert [a != b for a, b in pairs] == [True, True, False]
+
+
+def test_the_files_of_all_layers_and_of_the_factory_count(monkeypatch, tmp_path):
+    files = {}
+
+    def moved(kind):
+        path = tmp_path / f"{kind.__name__}.py"
+        path.write_text(files.get(kind.__name__, "as it was"))
+        return str(path)
+
+    monkeypatch.setattr(module.inspect, "getsourcefile", moved)
+    before = digests(model=custom(1.0))
+    for name in ("Block", "Linear"):
+        files.clear()
+        files[name] = "another line"
+        assert digests(model=custom(1.0))[0] != before[0], name

@@ -7,9 +7,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from node import cache as module
+from node import digests
 from node.cache import Cache
 from node.digests import Digests, Store
-from node.errors import StoreError
+from node.errors import ComputeError, StoreError
 from node.graph import Graph
 from node.op import Spec, op
 from node.solver import InlineExecutor, Solver
@@ -275,3 +276,27 @@ def test_a_dropped_branch_beside_a_cached_one_is_still_skipped(tmp_path):
     del dropped
     graph.drain()
     assert graph.skipped == 1
+
+
+def test_an_op_made_inside_of_a_function_is_refused_because_of_what_it_may_hold():
+    def make(factor):
+        @op
+        def times(model):
+            return model * factor
+
+        return times
+
+    with pytest.raises(ComputeError, match=r"cannot be cached.*define it in a module"):
+        digests_of(lambda graph, initial: apply(graph, make(3.0), initial))
+
+
+def test_many_models_go_into_packs_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "_PACK_BYTES", 2 * VECTOR.size_bytes)
+    graph = Graph(3)
+    solver = Solver(graph, InlineExecutor(), store=Store(graph, open_cache(tmp_path), to_buffer))
+    initial = graph.constant(vector(0.0), VECTOR)
+    refs = [apply(graph, noised, initial, scale=0.5, counter=counter) for counter in range(10)]
+    solver.solve(refs)
+    solver.keep()
+    assert len(packs(tmp_path)) == 4
+    assert len(open_cache(tmp_path)._places) == 10

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node import DeadlineExceeded, Message, Protocol, Unreachable, on
-from node.config import ChurnSection, DevicesSection, Distribution, FaultSection, NetworkSection, TopologySection
+from node.config import (
+    ChurnSection,
+    DevicesSection,
+    Distribution,
+    FaultSection,
+    NetworkSection,
+    RuleSection,
+    TopologySection,
+)
 from node.errors import Deadlock
 from node.tape import EventKind, events_of
 from node.testing import Quadratic, run_protocol
@@ -323,3 +331,71 @@ def test_a_node_may_go_at_any_phase_of_a_round(node, crash_s, away_s, what):
         assert all(event.kind is EventKind.LOST for event in away), away
     shares = outcome.usage.summary()["shares"]
     assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_farewell_reaches_who_begins_to_wait_while_it_is_in_the_air():
+    async def behave(ctx, say):
+        if ctx.me == 1:
+            await ctx.sleep(100)
+            return
+        await ctx.sleep(0.5 if ctx.me == 2 else 1.1)
+        with pytest.raises(Unreachable):
+            await ctx.collect(Note, frm=(1,), number=ctx.me)
+        say("gone")
+
+    said, _ = told(behave, faults((1.0, 1, "leave"), detect_s=50), 3)
+    assert said[0] == [(1.25, "gone")]
+    assert said[2] == [(1.25, "gone")]
+
+
+def test_a_farewell_that_a_partition_swallows_is_noticed_all_the_same():
+    class Waits(Protocol):
+        async def run(self, ctx):
+            if ctx.me == 1:
+                await ctx.sleep(100)
+                return
+            with pytest.raises(Unreachable):
+                await ctx.collect(Note, frm=(1,), number=0)
+            assert ctx.now == 4.0
+
+    cut = RuleSection(kind="partition", frm=(0,), both_ways=True)
+    place = {**PLACE, "network": PLACE["network"].model_copy(update={"rules": (cut,)})}
+    outcome = run_protocol(Waits(), 2, churn=faults((1.0, 1, "leave"), detect_s=3.0), **place)
+    assert outcome.lost == {1: "away since 1 s"}
+
+
+def test_an_answer_to_a_question_of_an_earlier_life_is_not_taken_for_one_of_this():
+    class Numbers(Protocol):
+        async def run(self, ctx):
+            if ctx.me == 1:
+                await ctx.sleep(20)
+                return
+            life = 1 if ctx.restore() is None else 2
+            await ctx.checkpoint()
+            answer = await ctx.request(1, Note(number=life))
+            assert answer.number == life
+
+        @on(Note)
+        def same(self, ctx, sender, message):
+            return Note(number=message.number)
+
+    churn = faults((1.0, 1, "pause"), (5.0, 1, "return"), (2.0, 0, "crash"), (3.0, 0, "return"), detect_s=50)
+    slow = {**PLACE, "network": NetworkSection(latency_s=1.5, up_bps=1e30, down_bps=1e30)}
+    run_protocol(Numbers(), 2, churn=churn, **slow)
+
+
+def test_nodes_that_only_ever_repeat_a_round_are_deadlocked():
+    """They train and send after every return, and yet nobody comes any further."""
+
+    async def behave(ctx, say):
+        saved = ctx.restore()
+        for round in range(saved["round"] if saved else 0, 3):
+            await ctx.train(ctx.initial_model())
+            await ctx.send(1 - ctx.me, Note(number=round))
+            await ctx.collect(Note, quorum=2, number=round)
+            ctx.record(round=round)
+            await ctx.checkpoint(round=round + 1)
+
+    sessions = Distribution(distribution="uniform", low=3.0, high=5.0)
+    with pytest.raises(Deadlock, match="none has come further"):
+        told(behave, ChurnSection(online_s=sessions, offline_s=sessions))

@@ -145,3 +145,10 @@ def test_messages_without_a_wait_tell_nothing():
         return list(mailbox.stories())
 
     assert on_the_clock(main) == []
+
+
+@pytest.mark.parametrize("losing", [[(2, 1), (4, 1)], [(2, 1), (3, 1), (4, 1)]])
+def test_a_peer_that_is_lost_twice_counts_once(losing):
+    """Or the wait would end without somebody else who is alive."""
+    assert scenario({"frm": (1, 2), "timeout_s": 50}, (10, 2), losing=losing) == ([2], 10)
+    assert scenario({"frm": (1, 2), "timeout_s": 50}, (10, 2), lost=(1,), losing=losing) == ([2], 10)
