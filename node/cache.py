@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from node.errors import StoreError
+from node.errors import ConfigError
 from node.op import Spec, Value
 
 DIGEST_BYTES = 16
@@ -47,7 +47,7 @@ class Cache:
         limit_bytes: size of the folder past which what was not used for longest goes.
 
     Raises:
-        StoreError: the folder cannot be made.
+        ConfigError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, limit_bytes: int, to_buffer: ToBuffer, from_buffer: FromBuffer) -> None:
@@ -62,7 +62,7 @@ class Cache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"executor.cache: {folder}: cannot be used: {error.strerror or error}") from None
+            raise ConfigError(f"executor.cache: {folder}: cannot be used: {error.strerror or error}") from None
         for pack in sorted(folder.glob(f"*{_SUFFIX}")):
             self._places.update(_index(pack))
 

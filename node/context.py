@@ -111,7 +111,8 @@ class Context:
 
     def peers(self, role: str | None = "learner") -> tuple[int, ...]:
         """All other nodes of a role (None: of any) that are not known to be gone, sorted."""
-        return self.alive([peer for peer in self._world.peers(role) if peer != self.me])
+        me, gone = self.me, self._gone()
+        return tuple([peer for peer in self._world.peers(role) if peer != me and peer not in gone])
 
     def alive(self, peers: Iterable[int]) -> tuple[int, ...]:
         """Those of some peers that are not known to be gone, in their order."""
@@ -123,11 +124,15 @@ class Context:
 
     def sample(self, k: int, role: str | None = "learner") -> tuple[int, ...]:
         """``k`` different other nodes drawn uniformly (all, where there are fewer), sorted."""
-        peers = self.peers(role)
-        if k >= len(peers):
-            return peers
-        drawn = self.rng.choice(len(peers), size=k, replace=False)
-        return tuple(sorted(peers[i] for i in drawn.tolist()))
+        roster, gone = self._world.peers(role), self._gone()
+        if 2 * (k + len(gone) + 1) > len(roster):
+            peers = self.peers(role)
+            return peers if k >= len(peers) else tuple(sorted(self.rng.choice(peers, k, replace=False).tolist()))
+        drawn: set[int] = set()
+        while len(drawn) < k:  # most may be drawn: to draw again, where one may not, costs less than to list them
+            picks = self.rng.integers(len(roster), size=k - len(drawn)).tolist()
+            drawn.update(peer for i in picks if (peer := roster[i]) != self.me and peer not in gone)
+        return tuple(sorted(drawn))
 
     def neighbours(self, round: int = 0, within: TopologySection | None = None) -> tuple[int, ...]:
         """Whom this node sends to in a round, sorted; ``within`` another topology than the experiment's."""
@@ -249,10 +254,10 @@ class Context:
             steps = workload.steps(self.me)
         lr = workload.lr(self._trains)
         self._trains += 1
-        trained = self.apply(workload.train, model, steps=steps, lr=lr, proximal=proximal)
+        task = trained = self.apply(workload.train, model, steps=steps, lr=lr, proximal=proximal)
         if self._wrapping is not None:
-            trained = self._wrapping.trained(self, model, trained)
-        return world.train(self, trained, steps)
+            trained = self._wrapping.trained(self, model, task)
+        return world.train(self, task, trained, steps)
 
     def mix(self, models: Sequence[Ref], weights: Sequence[float] | None = None) -> Ref:
         """The weighted sum of models, in the order given; the mean, where no weights are."""

@@ -125,6 +125,10 @@ class Graph:
         """Whether a task or constant has its value."""
         return id in self.values
 
+    def is_pending(self, id: int) -> bool:
+        """Whether a task may still be solved, or skipped."""
+        return id >= self._base and self._state[id - self._base] == RECORDED
+
     def inputs(self, id: int) -> array[int]:
         """The ids that a task reads."""
         at = id - self._base

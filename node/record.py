@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from node.errors import ProtocolError
 from node.op import Ref, Value
 
+_SENT = "bytes_sent"
+"""The metric with which a node tells the bytes that it has sent in all."""
+
 
 class Row(NamedTuple):
     """One measured number."""
@@ -25,6 +28,25 @@ class Row(NamedTuple):
     round: int
     metric: str
     value: float
+
+
+class _Instant:
+    """A time at which something was recorded, and the bytes that all nodes together had sent by its end."""
+
+    __slots__ = ("is_kept", "sent_bytes", "time_s")
+
+    def __init__(self, time_s: float, sent_bytes: float) -> None:
+        self.time_s = time_s
+        self.sent_bytes = sent_bytes
+        self.is_kept = False
+
+
+class _Skipped(NamedTuple):
+    """A round that is kept only if it is its node's last."""
+
+    instant: _Instant
+    round: int
+    fields: Mapping[str, Ref | float]
 
 
 class Recorder:
@@ -44,16 +66,37 @@ class Recorder:
         self._metrics: dict[str, int] = {}
         self._names: list[str] = []
         self._pending: list[tuple[int, str, Ref]] = []
-        self._skipped: dict[int, tuple[float, int, Mapping[str, Ref | float]]] = {}
+        self._skipped: dict[int, _Skipped] = {}
+        self._instant = _Instant(-math.inf, 0.0)
+        self._instants: list[_Instant] = []
+        self._latest_sent: dict[int, float] = {}
 
     def add(self, time_s: float, node: int, round: int, fields: Mapping[str, Ref | float]) -> None:
-        """Take in one node's round. A Ref must be of metrics or of a single number."""
-        if round % self._every:
-            _, last, before = self._skipped.get(node, (0.0, round, {}))
-            self._skipped[node] = (time_s, round, {**before, **fields} if last == round else fields)
-            return
-        self._skipped.pop(node, None)
+        """Take in one node's round, not before those that came earlier. A Ref must be of metrics or a single number."""
+        if self._every > 1:
+            self._count(time_s, node, fields.get(_SENT))
+            if round % self._every:
+                before = self._skipped.get(node)
+                if before is not None and before.round == round:
+                    fields = {**before.fields, **fields}
+                self._skipped[node] = _Skipped(self._instant, round, fields)
+                return
+            self._skipped.pop(node, None)
+            self._keep_instant(self._instant)
         self._keep(time_s, node, round, fields)
+
+    def _count(self, time_s: float, node: int, sent: Ref | float | None) -> None:
+        """Add up what all nodes have sent, in skipped rounds too."""
+        if time_s != self._instant.time_s:
+            self._instant = _Instant(time_s, self._instant.sent_bytes)
+        if sent is not None and not isinstance(sent, Ref):
+            self._instant.sent_bytes += sent - self._latest_sent.get(node, 0.0)
+            self._latest_sent[node] = sent
+
+    def _keep_instant(self, instant: _Instant) -> None:
+        if not instant.is_kept:
+            instant.is_kept = True
+            self._instants.append(instant)
 
     def _keep(self, time_s: float, node: int, round: int, fields: Mapping[str, Ref | float]) -> None:
         for name, value in fields.items():
@@ -79,8 +122,9 @@ class Recorder:
     def keep_last(self) -> None:
         """The run is over: keep each node's last round, whatever ``every`` says."""
         for node in sorted(self._skipped):
-            time_s, round, fields = self._skipped[node]
-            self._keep(time_s, node, round, fields)
+            instant, round, fields = self._skipped[node]
+            self._keep_instant(instant)
+            self._keep(instant.time_s, node, round, fields)
         self._skipped.clear()
 
     def wanted(self) -> list[Ref]:
@@ -146,6 +190,17 @@ class Recorder:
             np.frombuffer(self._value),
         )
         return time_s[known], node[known], value[known]
+
+    def sent(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+        """Times, nodes and latest totals of ``bytes_sent`` in bytes, complete at every time at which a row was kept.
+
+        Where rounds are skipped, some nodes' totals may have no row: node -1 then stands for all nodes together.
+        """
+        if self._every == 1 or not self._latest_sent:
+            return self.samples(_SENT)
+        instants = self._instants
+        time_s = np.array([instant.time_s for instant in instants])
+        return time_s, np.full(len(instants), -1), np.array([instant.sent_bytes for instant in instants])
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, standard deviation, smallest and largest of each metric's last values over the nodes."""

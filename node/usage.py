@@ -47,11 +47,15 @@ class Usage:
             self._watcher(node, "train", start_s, end_s)
         self._append(node << 2 | TRAINING, start_s, end_s)
 
-    def lost(self, node: int, start_s: float, end_s: float) -> None:
-        """Take in a training that was cut short because the node went away."""
+    def lost(self, node: int, start_s: float, end_s: float, seconds: float) -> None:
+        """Take in what was left of a training that was cut short because the node went away.
+
+        Args:
+            seconds: that the device has spent on the whole of it.
+        """
         if self._watcher is not None:
             self._watcher(node, "lost", start_s, end_s)
-        self._lost_s += end_s - start_s
+        self._lost_s += seconds
         self._append(node << 2 | TRAINING, start_s, end_s)
 
     def discarded(self, node: int, seconds: float) -> None:

@@ -101,8 +101,8 @@ class World(Interface):
         """Another topology over the same nodes; built once."""
         ...
 
-    def train(self, ctx: Context, model: Ref, steps: int) -> Awaitable[Ref]:
-        """Let the time of ``steps`` training steps pass; gives ``model``, the trained one."""
+    def train(self, ctx: Context, task: Ref, model: Ref, steps: int) -> Awaitable[Ref]:
+        """Let the time of ``steps`` training steps, recorded as ``task``, pass; gives ``model``, made from it."""
         ...
 
     def evaluating(self, ctx: Context, on: str) -> None:

@@ -2,18 +2,18 @@
 
 FedAvg: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, AISTATS 2017. FedProx: Li, Sahu, Zaheer, Sanjabi, Talwalkar,
 Smith, MLSys 2020 (``proximal``). FedAdam: Reddi et al.: Adaptive Federated Optimization, ICLR 2021 (``server =
-"adam"``). Over-selection: Bonawitz et al.: Towards Federated Learning at Scale, MLSys 2019.
+"adam"``). Over-selection and check-in: Bonawitz et al.: Towards Federated Learning at Scale, MLSys 2019.
 
 Node 0 is the server: it holds no data and trains nothing. All others are clients.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
-from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, on, op
+from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, Unreachable, on, op
 
 SERVER = 0
 
@@ -26,8 +26,11 @@ class Assignment(Message, name="fedavg/assignment/1"):
     last: bool = False
 
 
-class Back(Message, name="fedavg/back/1"):
-    """A client that was away asks what it has missed."""
+class CheckIn(Message, name="fedavg/check-in/1"):
+    """A client is there: it may have come after the last round, or have lost what it was assigned."""
+
+    again: bool
+    """Whether it has been there before."""
 
 
 class Update(Message, name="fedavg/update/1", key=("round",)):
@@ -78,6 +81,8 @@ class FedAvg(Protocol):
         """Share of further clients to ask; the first ``sample`` to answer count."""
         deadline_s: float = Field(0.0, ge=0)
         """Longest wait for a round's updates; 0: without end."""
+        server_wait_s: float = Field(300.0, ge=0)
+        """How long clients wait for a server that is gone to come back."""
         proximal: float = Field(0.0, ge=0)
         """FedProx: strength of the pull towards the global model during local training."""
         server: Literal["average", "adam"] = "average"
@@ -92,7 +97,10 @@ class FedAvg(Protocol):
         """FedAdam: degree of adaptivity."""
 
     config: Config
-    result: Assignment | None = None
+    newest: Assignment | None = None
+    """What the server has assigned last."""
+    assigned: Sequence[int] = ()
+    """The clients that it went to."""
 
     @classmethod
     def check(cls, config: Config, nodes: int) -> None:
@@ -113,17 +121,33 @@ class FedAvg(Protocol):
 
     async def learn(self, ctx: Context) -> Ref:
         """A client: train what the server assigns, newest first, until the last."""
-        if ctx.restore() is not None:
-            await ctx.send(SERVER, Back())
+        again = ctx.restore() is not None
         await ctx.checkpoint()
-        while True:
-            heard = await ctx.collect(Assignment, frm=(SERVER,))
-            assignment = heard[SERVER]
-            if assignment.last:
-                return assignment.model
+        await ctx.send(SERVER, CheckIn(again=again))
+        while not (assignment := await self.assignment(ctx)).last:
             model = await ctx.train(assignment.model, proximal=self.config.proximal)
+            await ctx.checkpoint()  # the learning rate and the order of batches go on from here after a crash
             await ctx.send(SERVER, Update(round=assignment.round, model=model, samples=ctx.data.samples))
             ctx.record(round=assignment.round)
+        return assignment.model
+
+    async def assignment(self, ctx: Context) -> Assignment:
+        """The server's newest assignment.
+
+        Raises:
+            Unreachable: the server is gone, and does not come back in ``server_wait_s``.
+        """
+        while True:
+            heard = await ctx.collect(Assignment, frm=(SERVER,), quorum=1)
+            if not heard:  # the server is gone; once it is back, its next assignment ends the wait
+                heard = await ctx.collect(Assignment, quorum=1, timeout_s=self.config.server_wait_s)
+            if SERVER in heard:
+                return heard[SERVER]
+            if not ctx.peers("server"):
+                raise Unreachable(
+                    f"node {ctx.me}: the server, node {SERVER}, is gone, and has not come back in "
+                    f"{self.config.server_wait_s:g} s (protocol.server_wait_s)"
+                )
 
     async def serve(self, ctx: Context) -> Ref:
         """The server: all rounds, then the result to everybody."""
@@ -144,14 +168,21 @@ class FedAvg(Protocol):
             metrics = ctx.evaluate(model)
             ctx.record(round=round, accuracy=metrics, loss=metrics, clients=len(updates))
             await ctx.checkpoint(round=round + 1, model=model, **moments)
-        self.result = Assignment(round=self.config.rounds, model=model, last=True)
-        await ctx.send(ctx.peers(), self.result)
+        await self.assign(ctx, ctx.peers(), Assignment(round=self.config.rounds, model=model, last=True))
         return model
 
-    @on(Back)
-    def resume(self, ctx: Context, client: int, message: Back) -> Assignment | None:
-        """Who comes back after the last round gets the result; others hear of the next round as everybody does."""
-        return self.result
+    async def assign(self, ctx: Context, clients: Sequence[int], assignment: Assignment) -> None:
+        """Give some clients their next work, or the result."""
+        self.assigned, self.newest = clients, assignment
+        await ctx.send(clients, assignment)
+
+    @on(CheckIn)
+    def missed(self, ctx: Context, client: int, message: CheckIn) -> Assignment | None:
+        """The result, once it is there; until then, for a client of this round that was away, its assignment again."""
+        newest = self.newest
+        if newest is None or newest.last:
+            return newest
+        return newest if message.again and client in self.assigned else None
 
     async def round(self, ctx: Context, round: int, model: Ref) -> dict[int, Update]:
         """Assign the model to this round's clients and hear them, at most ``sample`` of them."""
@@ -160,7 +191,7 @@ class FedAvg(Protocol):
         clients = ctx.sample(sample + further or len(ctx.peers()))
         if not clients:
             raise ProtocolError("fedavg: every client is gone; nothing is left to average")
-        await ctx.send(clients, Assignment(round=round, model=model))
+        await self.assign(ctx, clients, Assignment(round=round, model=model))
         quorum = sample if sample and self.config.over_select else None
         heard = await ctx.collect(Update, frm=clients, quorum=quorum, timeout_s=deadline_s, round=round)
         return {client: update for client, update in heard.items() if update.samples > 0}

@@ -38,6 +38,10 @@ def run(
     from node.experiment.setup import prepare
 
     setup = prepare(config)
+    if config.clock == "virtual":
+        from node.experiment.simulation import simulation
+
+        simulated = simulation(setup)
     folder = run_folder(out, config.name)
     trace = trace or (folder / TRACE if config.record.trace else None)
     with sigterm_as_ctrl_c(), Progress(config, quiet) as progress:
@@ -46,7 +50,7 @@ def run(
             from node.sim.chrome_trace import ChromeTrace
 
             with ChromeTrace(trace, config.nodes) if trace else nullcontext() as watcher:
-                result = run_virtual(setup, progress.update, watcher=watcher)
+                result = run_virtual(simulated, progress.update, watcher=watcher)
         else:
             from node.experiment.real import run_real
 
@@ -64,6 +68,8 @@ def _check_trace(config: ExperimentConfig, trace: Path | None) -> None:
     if config.clock == "real" and (trace or config.record.trace):
         key = f"--trace {trace}" if trace else "record.trace"
         raise ConfigError(f"{key}: only the virtual clock is traced; allowed: --clock virtual")
+    if trace and trace.is_dir():
+        raise ConfigError(f"--trace {trace}: is a folder; name a file")
     if trace and not trace.resolve().parent.is_dir():
         raise ConfigError(f"--trace {trace}: there is no folder {trace.resolve().parent}")
 
@@ -71,6 +77,8 @@ def _check_trace(config: ExperimentConfig, trace: Path | None) -> None:
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
     """What was measured is kept, whoever ends a run."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield

@@ -14,10 +14,11 @@ from typing import Any
 import typer
 
 from node.cli.running import sigterm_as_ctrl_c
+from node.errors import ConfigError
 from node.experiment.folder import run_folder
 from node.experiment.sweep import Point, at_once, finished, points, row, summary_in, write_table
 
-SUCCESS, FAILED, INTERRUPTED = 0, 3, 130
+SUCCESS, WRONG_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 _WRITES_A_SUMMARY = (SUCCESS, FAILED, INTERRUPTED)
 
 
@@ -38,6 +39,8 @@ class Sweep:
     tell: Callable[[str], None]
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By point, of those that have ended."""
+    refused: str = ""
+    """The first point that turned out to be wrong, and why: no more are begun."""
 
     async def run(self) -> None:
         """Run all points that are not finished yet. Cancelled, it ends what runs, and keeps what is finished."""
@@ -55,7 +58,8 @@ class Sweep:
 
         async def in_turn(point: Point) -> None:
             async with slots:
-                await self._run(point)
+                if not self.refused:
+                    await self._run(point)
 
         async with asyncio.TaskGroup() as group:
             for point in waiting:
@@ -74,9 +78,14 @@ class Sweep:
         except asyncio.CancelledError:
             process.terminate()
             await process.communicate()
+            if (kept := summary_in(folder)) is not None:
+                self._ended(point, kept)
             raise
         summary = summary_in(folder) if process.returncode in _WRITES_A_SUMMARY else None
         complaint = said.decode(errors="replace").strip().rpartition("\n")[2] or f"ended with {process.returncode}"
+        if process.returncode == WRONG_INPUT:
+            self.refused = f"{point.name}: {complaint.removeprefix('starling: ')}"
+            return
         self._ended(point, summary or {"status": "failed", "error": complaint.removeprefix("starling: ")})
 
     def _ended(self, point: Point, summary: dict[str, Any], how: str = "") -> None:
@@ -99,7 +108,12 @@ class Sweep:
 def run_sweep(
     experiment: str, overrides: Sequence[str], sweeps: Sequence[str], out: Path | None, *, as_json: bool, quiet: bool
 ) -> int:
-    """Run a sweep and write its folder; gives the exit code. Whatever is wrong with any point is found first."""
+    """Run a sweep and write its folder; gives the exit code.
+
+    Raises:
+        ConfigError: a point is wrong. Mistakes in keys and values are found before anything runs; one that shows only
+            when a point is prepared ends the sweep there.
+    """
     swept = points(experiment, overrides, sweeps, os.environ)
     folder = run_folder(out, f"{swept[0].config.name}-sweep")
 
@@ -116,6 +130,8 @@ def run_sweep(
         interrupted = True
         typer.echo(f"starling: interrupted; the same command with --out {folder} goes on", err=True)
     sweep.write()
+    if sweep.refused:
+        raise ConfigError(sweep.refused)
     if as_json:
         by_point = [(point, sweep.summaries[point.name]) for point in swept if point.name in sweep.summaries]
         typer.echo(json.dumps([{"point": point.name, "sweep": point.values, **told} for point, told in by_point]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ class ExecutorSection(Section):
     kind: Literal["inline", "batched", "processes", "dask"] = "inline"
     """``inline`` solves one task at a time (the reference); ``batched`` stacks equal tasks of many nodes; ``processes``
     and ``dask`` solve task by task in several processes, or on several machines."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=256)
     """Processes of ``processes``, or of the cluster that ``dask`` starts; 0: one for each core."""
     address: str = ""
     """Scheduler of a running Dask cluster (``tcp://host:port``); empty: one is started on this machine."""
@@ -61,7 +61,7 @@ class RecordSection(Section):
     """Write every event to ``events.jsonl``."""
     trace: bool = False
     """Write what every node does when to ``trace.json``, for trace viewers."""
-    targets: tuple[float, ...] = (0.5, 0.8, 0.9)
+    targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.8, 0.9)
     """Accuracies whose time and bytes to reach them are reported."""
     every: int = Field(1, ge=1)
     """Keep the metrics of every n-th round only (and of the last); what is not kept is never computed."""

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e100, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=1e100, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -29,7 +29,7 @@ class Distribution(Section):
     """Exponential, Weibull: mean."""
     median: Positive | None = None
     """Lognormal: median."""
-    sigma: NotNegative = 0.5
+    sigma: float = Field(0.5, ge=0, le=10)
     """Lognormal: standard deviation of the logarithm."""
     shape: Positive = 0.6
     """Weibull: shape; below 1, what has lasted long lasts longer still."""

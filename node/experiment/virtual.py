@@ -15,6 +15,7 @@ from node.clock import VirtualClock
 from node.errors import StarlingError
 from node.experiment.result import Result, finals, run_hash
 from node.experiment.setup import Setup
+from node.experiment.simulation import Simulation, simulation
 from node.learn.workload import Workload
 from node.record import Recorder
 from node.sim.world import SimWorld
@@ -26,27 +27,34 @@ Progress = Callable[[float, Recorder, Mapping[str, int]], None]
 """Told of the time in seconds, of what has been recorded, and how far the run is, now and then."""
 
 
-def run_virtual(setup: Setup, progress: Progress, sink: Sink | None = None, watcher: Watcher | None = None) -> Result:
+def run_virtual(
+    prepared: Setup | Simulation, progress: Progress, sink: Sink | None = None, watcher: Watcher | None = None
+) -> Result:
     """Simulate all nodes until they have ended; a failure or an interrupt ends in the result, not in an exception.
 
     Close the result when its models are not needed any more.
+
+    Raises:
+        ConfigError: what only a simulation reads is wrong; not where the simulation has been prepared.
 
     Args:
         sink: receives the tape's blocks.
         watcher: receives what each node spends its time on, as it happens.
     """
     started = time.perf_counter()
+    built = prepared if isinstance(prepared, Simulation) else simulation(prepared)
+    setup, solver = built.setup, built.solver
     result = Result(Recorder(setup.config.record.every))
     blocks: list[bytes] = []
     if sink is None and setup.config.record.events:
         sink = blocks.append
     tape, usage = Tape(sink), Usage(setup.config.nodes, watcher)
-    solver = setup.solver()
     result.on_close = solver.close
+    workers = WorkerMemory(setup.config.executor.kind in ("processes", "dask"))
     made: list[SimWorld] = []
     try:
         with asyncio.Runner(loop_factory=VirtualClock) as runner:
-            runner.run(_simulate(setup, solver, result, tape, usage, progress, made.append))
+            runner.run(_simulate(built, result, tape, usage, workers, progress, made.append))
         result.status = "finished"
     except StarlingError as error:
         result.status, result.error = "failed", str(error)
@@ -62,23 +70,25 @@ def run_virtual(setup: Setup, progress: Progress, sink: Sink | None = None, watc
     result.tape = b"".join(blocks)
     if result.status == "finished":
         result.run_hash = run_hash(result)
-    result.peak_rss_bytes = peak_rss_bytes()
+    workers.look()
+    result.peak_rss_bytes = peak_rss_bytes() + workers.peak_bytes
     result.wall_s = time.perf_counter() - started
     return result
 
 
 async def _simulate(
-    setup: Setup,
-    solver: Solver,
+    built: Simulation,
     result: Result,
     tape: Tape,
     usage: Usage,
+    workers: WorkerMemory,
     progress: Progress,
     made: Callable[[SimWorld], None],
 ) -> None:
-    config = setup.config
+    setup, solver, config = built.setup, built.solver, built.setup.config
 
     def tell() -> None:
+        workers.look()
         done = {"events": tape.events, "recorded": world.graph.recorded, "solved": solver.solved}
         progress(world.clock.time(), result.recorder, {**done, "resident_bytes": psutil.Process().memory_info().rss})
 
@@ -90,7 +100,7 @@ async def _simulate(
         solver,
         result.recorder,
         tape,
-        setup.surroundings(),
+        built.surroundings,
         usage=usage,
         roles=setup.roles,
         window_tasks=config.executor.window_tasks or max(256, 8 * config.nodes),
@@ -122,6 +132,31 @@ def _take_stock(result: Result, world: SimWorld, solver: Solver, usage: Usage) -
         "solving_s": round(world.solving_s, 3),
         "kernel": world.workload.kernel_name if isinstance(world.workload, Workload) else "",
     }
+
+
+class WorkerMemory:
+    """The most memory that an executor's processes have had to themselves, as far as it was looked at.
+
+    Pages that they share with this process (the data, models in shared memory) are in its own resident size, and count
+    once. What runs on other machines is not seen.
+
+    Args:
+        has_workers: whether there are any; without, a look costs nothing.
+    """
+
+    def __init__(self, has_workers: bool) -> None:
+        self.peak_bytes = 0
+        self._has_workers = has_workers
+
+    def look(self) -> None:
+        """Add up what all of them have now."""
+        if not self._has_workers:
+            return
+        now_bytes = 0
+        for worker in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                now_bytes += worker.memory_full_info().uss
+        self.peak_bytes = max(self.peak_bytes, now_bytes)
 
 
 def peak_rss_bytes() -> int:

@@ -228,7 +228,7 @@ class LiveWorld:
             self._topologies[section] = build(section, self._nodes, self.seed)
         return self._topologies[section]
 
-    async def train(self, ctx: Context, model: Ref, steps: int) -> Ref:
+    async def train(self, ctx: Context, task: Ref, model: Ref, steps: int) -> Ref:
         """Train in the worker thread."""
         await self._solve([model])
         self.tape.note(self.clock.time(), EventKind.TRAINED, self.me)

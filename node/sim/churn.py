@@ -27,8 +27,8 @@ class Change(NamedTuple):
 class Churn(NamedTuple):
     """What happens to the nodes that do not stay all the time."""
 
-    absent: frozenset[int]
-    """Nodes that are not there at the beginning."""
+    absent: Mapping[int, What]
+    """Nodes that are not there at the beginning, and how: ``leave`` for those that join later, as everybody knows."""
     changes: Mapping[int, Iterator[Change]]
     """Each node's changes from then on, by time; endless for sessions and repeating traces."""
 
@@ -41,20 +41,20 @@ def churn(section: ChurnSection, nodes: int, seed: int, learners: Sequence[int])
     """
     _check(section, nodes)
     scheduled = _scheduled(section)
-    subject = [node for node in section.nodes or learners if node not in scheduled]
+    subject = [node for node in (learners if section.nodes is None else section.nodes) if node not in scheduled]
     traced = availability(section, nodes, seed)
-    absent: set[int] = {node for node, changes in scheduled.items() if changes[0].what == "return"}
+    absent: dict[int, What] = {node: "leave" for node, changes in scheduled.items() if changes[0].what == "return"}
     streams: dict[int, Iterator[Change]] = {node: iter(changes) for node, changes in scheduled.items()}
     if traced is not None:
-        absent.update(node for node in subject if not traced[node].online(0.0))
+        absent.update((node, section.going) for node in subject if not traced[node].online(0.0))
         streams.update((node, _of_trace(traced[node], section.going)) for node in subject)
     elif section.online_s is not None and section.offline_s is not None:
         sessions = {
             node: Sessions(section.online_s, section.offline_s, section.diurnal, seed, node) for node in subject
         }
-        absent.update(node for node, session in sessions.items() if not session.starts_online)
+        absent.update((node, section.going) for node, session in sessions.items() if not session.starts_online)
         streams.update((node, _going(session.changes(), section.going)) for node, session in sessions.items())
-    return Churn(frozenset(absent), streams) if streams else None
+    return Churn(absent, streams) if streams else None
 
 
 def _check(section: ChurnSection, nodes: int) -> None:
@@ -67,6 +67,8 @@ def _check(section: ChurnSection, nodes: int) -> None:
     if (section.online_s is None) != (section.offline_s is None):
         missing = "online_s" if section.online_s is None else "offline_s"
         raise ConfigError(f"churn.{missing}: sessions need both online_s and offline_s")
+    if section.diurnal and section.online_s is None:
+        raise ConfigError("churn.diurnal: only sessions follow the day; set online_s and offline_s, or leave it out")
     if section.trace and section.online_s is not None:
         raise ConfigError("churn.trace: a trace and sessions (online_s, offline_s) exclude each other; keep one")
 

@@ -69,6 +69,11 @@ class NodeClock:
         """Whether events have to be held."""
         return self._since_s is not None
 
+    @property
+    def paused_since_s(self) -> float | None:
+        """When the pause that lasts began."""
+        return self._since_s
+
     def hold(self, fn: Callable[[Any], object], arg: Any) -> None:
         """Let something happen as soon as the pause is over."""
         self._held.append((fn, arg))
@@ -102,7 +107,7 @@ class Stage(Interface):
         ...
 
     def returned(self, node: int, since_s: float) -> None:
-        """A node that was away since then is about to enter again."""
+        """A node that was away or paused since then is about to enter again, or to go on."""
         ...
 
     def tell(self, node: int) -> None:
@@ -130,13 +135,13 @@ class Presence:
         self._clock = clock
         self._stage = stage
         self._detect_s = detect_s
-        self._online = [node not in churn.absent for node in range(nodes)]
+        self._online = [churn.absent.get(node, "pause") == "pause" for node in range(nodes)]
         self._since_s = [0.0] * nodes
         self._lives = [0] * nodes
         self._ended = [False] * nodes
         self._fruitless = 0
         self._progress = 0
-        self.gone: dict[int, None] = dict.fromkeys(sorted(churn.absent))
+        self.gone: dict[int, None] = {node: None for node, what in sorted(churn.absent.items()) if what == "leave"}
         """Nodes that the others know to be gone."""
         self.clocks = [NodeClock(clock) for _ in range(nodes)]
 
@@ -145,6 +150,10 @@ class Presence:
         for node, is_online in enumerate(self._online):
             if is_online:
                 self._stage.enter(node)
+            elif node not in self.gone:
+                self._clock.post(self._detect_s, self._detect, (node, 0.0), Priority.FAULT)
+            if self._churn.absent.get(node) == "pause":
+                self.clocks[node].pause()
             if node in self._churn.changes:
                 self._schedule(node)
 
@@ -178,7 +187,7 @@ class Presence:
 
     def _return(self, node: int) -> None:
         if self._online[node]:
-            self.clocks[node].go_on()
+            self._go_on(node)
             return
         self._stage.returned(node, self._since_s[node])
         self._online[node] = True
@@ -211,7 +220,13 @@ class Presence:
     def ended(self, node: int) -> None:
         """A node's protocol has ended: it stays, and answers."""
         self._ended[node] = True
-        if self.clocks[node].is_paused:
+        self._go_on(node)
+
+    def _go_on(self, node: int) -> None:
+        """A node's pause, where there is one, is over."""
+        since_s = self.clocks[node].paused_since_s
+        if since_s is not None:
+            self._stage.returned(node, since_s)
             self.clocks[node].go_on()
 
     def stamp(self, sender: int) -> tuple[int, float]:
@@ -229,7 +244,8 @@ class Presence:
         return self._online[node]
 
     def offline(self) -> Iterator[tuple[int, float]]:
-        """Nodes that are away now, and since when."""
+        """Nodes that are away or paused now, and since when."""
         for node, is_online in enumerate(self._online):
-            if not is_online:
-                yield node, self._since_s[node]
+            since_s = self.clocks[node].paused_since_s if is_online else self._since_s[node]
+            if since_s is not None:
+                yield node, since_s

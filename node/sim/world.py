@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 from node.clock import VirtualClock
 from node.config import TopologySection
 from node.context import Context
-from node.errors import ProtocolError, SimulationError, StarlingError
+from node.errors import Deadlock, ProtocolError, SimulationError, StarlingError
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref, Task, Value
@@ -94,10 +96,11 @@ class SimWorld:
         self._parts: tuple[Callable[[], Protocol], Callable[[int], Wrapping | None]]
         self._contexts: list[Context] = []
         self._tasks: list[asyncio.Task[Ref | None] | None] = [None] * nodes
-        self._spawned: set[asyncio.Task[None]] = set()
+        self._spawned: defaultdict[int, dict[asyncio.Task[None], None]] = defaultdict(dict)
         self._watchers: dict[int, dict[int, None]] = {}
         self._furthest: dict[int, int] = {}
         self._progress = 0
+        self._has_ended = False
         self._saved: dict[int, Mapping[str, Any]] = {}
         self._over: asyncio.Future[None] = clock.create_future()
         self._running = nodes
@@ -144,7 +147,7 @@ class SimWorld:
                 gc.freeze()  # what lasts for the whole run need not be looked at by every collection
                 await self._over
             finally:
-                for task in [*self._tasks, *self._spawned]:
+                for task in [*self._tasks, *itertools.chain(*self._spawned.values())]:
                     if task is not None:
                         task.cancel()
             self._close()
@@ -169,7 +172,8 @@ class SimWorld:
         """The run is over: account for the rest, and solve what is still wanted."""
         if self._presence is not None:
             for node, since_s in self._presence.offline():
-                self.usage.offline(node, since_s, self.clock.now)
+                self.returned(node, since_s)
+        self.labour.close()
         self.recorder.keep_last()
         self.solve([*self.recorder.wanted(), *self.finals.values()])
         self.solver.keep()
@@ -196,6 +200,7 @@ class SimWorld:
         if self._presence is not None:
             self._presence.ended(node)
             self._progress += 1
+            self._has_ended = True
         self._one_less()
 
     def _one_less(self) -> None:
@@ -226,7 +231,7 @@ class SimWorld:
 
     def leave(self, node: int, what: str) -> None:
         """A node is gone: what it was computing, sending and receiving is lost."""
-        for task in [self._tasks[node], *[task for task in self._spawned if task.get_name() == f"node-{node}"]]:
+        for task in (self._tasks[node], *self._spawned.get(node, ())):
             if task is not None:
                 task.cancel()
         self.network.cut(node)
@@ -246,6 +251,7 @@ class SimWorld:
 
     def returned(self, node: int, since_s: float) -> None:
         """A node that was away since then is back."""
+        self.labour.put_off(node, since_s)
         self.usage.offline(node, since_s, self.clock.now)
 
     def tell(self, node: int) -> None:
@@ -256,6 +262,10 @@ class SimWorld:
     def abandon(self, node: int, how: str) -> None:
         """A node is gone for good."""
         self.lost[node] = how
+        if self._running == 1 and not self._has_ended and not self._over.done():
+            self._over.set_exception(
+                Deadlock(f"at {self.clock.now:g} s every node is away for good, and none has ended")
+            )
         self._one_less()
 
     def progress(self) -> int:
@@ -280,11 +290,11 @@ class SimWorld:
             self._topologies[section] = build(section, len(self._by_role[None]), self.seed)
         return self._topologies[section]
 
-    def train(self, ctx: Context, model: Ref, steps: int) -> Awaitable[Ref]:
+    def train(self, ctx: Context, task: Ref, model: Ref, steps: int) -> Awaitable[Ref]:
         """Let the device's time for so many steps pass."""
         if self.graph.recorded >= self._window_end:
             self._close_window()
-        return self.labour.begin(ctx, model, steps)
+        return self.labour.begin(ctx, task, model, steps)
 
     def evaluating(self, ctx: Context, on: str) -> None:
         """An evaluation was asked for."""
@@ -333,13 +343,21 @@ class SimWorld:
     def spawn(self, ctx: Context, work: Coroutine[Any, Any, None]) -> None:
         """Run work beside a node's ``run``."""
         task = self.clock.create_task(work, name=f"node-{ctx.me}")
-        self._spawned.add(task)
+        self._spawned[self._group(ctx.me)][task] = None
         task.add_done_callback(self._spawn_ended)
 
+    def _group(self, node: int) -> int:
+        """Where a node's spawned tasks are: by themselves only where the node may go, and they with it."""
+        return 0 if self._presence is None else node
+
     def _spawn_ended(self, task: asyncio.Task[None]) -> None:
-        self._spawned.discard(task)
+        node = int(task.get_name().removeprefix("node-"))
+        group = self._group(node)
+        del self._spawned[group][task]
+        if not self._spawned[group]:
+            del self._spawned[group]
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(int(task.get_name().removeprefix("node-")), error)
+            self._fail(node, error)
 
     def save(self, ctx: Context, state: Mapping[str, Any]) -> Awaitable[None]:
         """Keep a node's state; where nobody ever goes, nobody will ask for it."""

@@ -5,22 +5,26 @@ Node 0 is the server, and trains nothing.
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from node import ConfigError, Message, Observer
-from node.config import DevicesSection
+from node import ConfigError, Message, Observer, Unreachable, op
+from node.config import ChurnSection, DevicesSection, FaultSection, NetworkSection
+from node.tape import EventKind, events_of
 from node.testing import Quadratic, run_protocol
-from protocols.fedavg import FedAvg, Update
+from protocols.fedavg import Assignment, CheckIn, FedAvg, Update
 
 
 class Sent(Observer):
-    """Who sent to whom, in every round."""
+    """Who sent models to whom, in every round."""
 
     def __init__(self):
         super().__init__()
         self.edges = []
 
     def sent(self, ctx, to, message: Message):
-        self.edges.append((message.round, ctx.me, to))
+        if not isinstance(message, CheckIn):
+            self.edges.append((message.round, ctx.me, to))
 
 
 class Shards(Quadratic):
@@ -190,3 +194,188 @@ def test_a_straggler_joins_the_newest_round():
     late = [(round, int(time_s) // 10) for round, sender, time_s in heard.updates if sender == 3]
     assert late == [(0, 3), (3, 7)]
     assert 80 < outcome.time_s < 120
+
+
+# Nodes that come late, go and return. A training takes 1 s, a message 0.25 s: an undisturbed round takes 1.5 s.
+
+PLACE = {
+    "devices": DevicesSection(seconds_per_sample=1.0),
+    "network": NetworkSection(latency_s=0.25, up_bps=1e30, down_bps=1e30),
+}
+
+
+class Schedule(Quadratic):
+    """The learning rate falls with each training, and every training draws its own noise, as batches are drawn."""
+
+    def __init__(self, nodes):
+        super().__init__(nodes, noise=0.1)
+        self.calls = []
+
+    def lr(self, call):
+        self.calls.append(call)
+        return 0.5 / (1 + call)
+
+
+def disturbed(config, *events, nodes=4, detect_s=20.0, workload=None, protocol=FedAvg, mods=()):
+    """Run with a schedule of (time_s, node, what)."""
+    schedule = tuple(FaultSection(time_s=time_s, node=node, what=what) for time_s, node, what in events)
+    return run_protocol(
+        protocol(protocol.Config(**config)),
+        nodes,
+        workload=workload or Quadratic(nodes),
+        churn=ChurnSection(schedule=schedule, detect_s=detect_s),
+        mods=mods,
+        **PLACE,
+    )
+
+
+def results(outcome):
+    return [model.tolist() for model in outcome.models.values()]
+
+
+def test_a_run_costs_its_models_and_a_check_in_of_each_client():
+    sent = Sent()
+    outcome = disturbed({"rounds": 5}, mods=[sent])
+    assert len(sent.edges) == 5 * 2 * 3 + 3
+    assert outcome.messages == len(sent.edges) + 3
+    assert outcome.time_s == 5 * 1.5 + 0.25, "nobody waits for it"
+
+
+def test_a_client_that_lost_an_assignment_goes_on_as_if_nothing_had_happened():
+    """Learning rate and batches too: it is told of round 1 at 1.5 s, and is away until 1.65 s."""
+    whole, cut = Schedule(2), Schedule(2)
+    undisturbed = disturbed({"rounds": 5}, nodes=2, workload=whole)
+    outcome = disturbed({"rounds": 5}, (1.6, 1, "crash"), (1.65, 1, "return"), nodes=2, workload=cut)
+    assert results(outcome) == results(undisturbed)
+    assert cut.calls == whole.calls == [0, 1, 2, 3, 4]
+
+
+def test_learning_rate_and_batches_go_on_after_several_crashes():
+    """A training that is cut off, and one whose update is lost, are done again: only the latter counts twice."""
+    events = [(1.6, "crash"), (1.65, "return"), (4.0, "crash"), (4.1, "return"), (5.7, "crash"), (5.75, "return")]
+    workload = Schedule(2)
+    outcome = disturbed({"rounds": 5}, *[(time_s, 1, what) for time_s, what in events], nodes=2, workload=workload)
+    assert workload.calls == [0, 1, 2, 2, 3, 4, 5]
+    assert outcome.lost == {}
+
+
+def test_a_client_that_first_comes_after_the_last_round_gets_the_result():
+    outcome = disturbed({"rounds": 3}, (1000.0, 3, "return"))
+    assert results(outcome) == [results(outcome)[0]] * 4
+    assert outcome.time_s == 1000.5
+    assert [event.node for event in events_of(outcome.events) if event.kind is EventKind.TRAINED] == [1, 2] * 3
+
+
+def test_a_client_that_first_comes_amid_a_round_takes_part_from_the_next_on():
+    sent = Sent()
+    disturbed({"rounds": 4}, (2.0, 3, "return"), mods=[sent])
+    assert [round for round, sender, _ in sent.edges if sender == 3] == [2, 3]
+
+
+def test_a_client_that_is_back_before_it_is_missed_trains_its_assignment_again():
+    sent = Sent()
+    outcome = disturbed({"rounds": 3}, (2.0, 3, "crash"), (2.1, 3, "return"), mods=[sent])
+    assert [(round, to) for round, sender, to in sent.edges if sender == 0 and to == 3] == [
+        (r, 3) for r in (0, 1, 1, 2, 3)
+    ]
+    assert results(outcome) == results(disturbed({"rounds": 3}))
+
+
+def test_only_who_was_asked_is_asked_again():
+    """All three clients crash in round 1, which is one client's alone."""
+    sent = Sent()
+    events = [(time_s, node, what) for node in (1, 2, 3) for time_s, what in ((2.0, "crash"), (2.1, "return"))]
+    outcome = disturbed({"rounds": 6, "sample": 1}, *events, mods=[sent])
+    asked = [(round, to) for round, sender, to in sent.edges if sender == 0 and round < 6]
+    assert [round for round, _ in asked] == [0, 1, 1, 2, 3, 4, 5]
+    assert asked[1] == asked[2]
+    assert sorted(outcome.models) == [0, 1, 2, 3]
+
+
+def test_a_client_that_is_away_when_the_result_goes_out_asks_for_it():
+    """The result is sent at 4.5 s."""
+    outcome = disturbed({"rounds": 3}, (4.6, 3, "crash"), (1000.0, 3, "return"))
+    assert results(outcome) == results(disturbed({"rounds": 3}))
+    assert outcome.time_s == 1000.5
+
+
+@pytest.mark.parametrize("detect_s", [0.0, 5.0, 100.0])
+def test_clients_wait_for_a_server_that_comes_back(detect_s):
+    outcome = disturbed({"rounds": 3}, (1.0, 0, "crash"), (10.0, 0, "return"), detect_s=detect_s)
+    assert results(outcome) == results(disturbed({"rounds": 3}))
+    assert outcome.time_s == 14.75, "it begins again at once, with its first round"
+
+
+def test_a_restored_server_goes_on_with_the_round_that_it_was_in():
+    """As in the example of the README: away from 30 s to 60 s."""
+    sent, config = Sent(), {"rounds": 40, "server": "adam"}
+    outcome = disturbed(config, (30.2, 0, "crash"), (60.0, 0, "return"), detect_s=5.0, mods=[sent])
+    times = [round for round, sender, to in sent.edges if (sender, to) == (0, 1)]
+    assert times == sorted([*range(41), 20])
+    assert results(outcome) == results(disturbed(config))
+    assert outcome.time_s == 60 + 20 * 1.5 + 0.25
+
+
+def test_a_client_that_is_not_sampled_waits_for_the_server_however_long():
+    """Its patience is for a server that is gone, not for one that has come back and asks others."""
+    config = {"rounds": 60, "sample": 1, "server_wait_s": 12.0}
+    outcome = disturbed(config, (1.0, 0, "crash"), (10.0, 0, "return"), detect_s=1.0, nodes=9)
+    assert results(outcome) == [results(outcome)[0]] * 9
+    assert outcome.time_s > 90
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 40.0])
+def test_a_server_that_stays_away_is_an_error_that_says_so(wait_s):
+    with pytest.raises(
+        Unreachable, match=rf"node 1: the server, node 0, is gone, .* {wait_s:g} s \(protocol.server_wait_s\)"
+    ):
+        disturbed({"rounds": 3, "server_wait_s": wait_s}, (1.0, 0, "crash"), (50.0, 0, "return"), detect_s=5.0)
+
+
+def test_nobody_but_the_server_assigns():
+    class Forging(FedAvg):
+        async def learn(self, ctx):
+            if ctx.me == 1:
+                forged = Assignment(round=0, model=ctx.apply(doubled, ctx.initial_model()), last=True)
+                await ctx.send((2, 3), forged)
+            return await super().learn(ctx)
+
+    outcome = disturbed({"rounds": 3}, protocol=Forging)
+    assert results(outcome) == results(disturbed({"rounds": 3}))
+
+
+@op
+def doubled(model):
+    return model * 2 + 1
+
+
+VARIANTS = [
+    {},
+    {"sample": 2},
+    {"server": "adam"},
+    {"sample": 2, "over_select": 0.5},
+    {"deadline_s": 4.0},
+    {"sample": 2, "over_select": 0.5, "deadline_s": 2.0, "server": "adam"},
+]
+
+
+@settings(max_examples=120)
+@given(
+    config=st.sampled_from(VARIANTS),
+    node=st.integers(0, 3),
+    crash_s=st.floats(0.01, 8),
+    away_s=st.floats(0.01, 15),
+    again_s=st.floats(0.01, 3),
+    detect_s=st.sampled_from([0.0, 0.5, 40.0]),
+)
+@example(config={}, node=3, crash_s=2.0, away_s=0.1, again_s=3.0, detect_s=40.0)
+@example(config={}, node=0, crash_s=1.0, away_s=9.0, again_s=3.0, detect_s=0.5)
+def test_any_node_may_crash_twice_at_any_moment(config, node, crash_s, away_s, again_s, detect_s):
+    """All end with the result; only a client that is missed, where every client is needed, ends the run."""
+    back_s = crash_s + away_s
+    events = [(crash_s, node, "crash"), (back_s, node, "return")]
+    events += [(back_s + again_s, node, "crash"), (back_s + again_s + 1.0, node, "return")]
+    if node and not config.keys() & {"over_select", "deadline_s"}:
+        detect_s = 40.0
+    outcome = disturbed({"rounds": 4, **config}, *events, detect_s=detect_s)
+    assert results(outcome) == [results(outcome)[0]] * 4

@@ -10,7 +10,7 @@ from node import cache as module
 from node import digests
 from node.cache import Cache
 from node.digests import Digests, Store
-from node.errors import ComputeError, StoreError
+from node.errors import ComputeError, ConfigError
 from node.graph import Graph
 from node.op import Spec, op
 from node.solver import InlineExecutor, Solver
@@ -149,7 +149,7 @@ def test_two_runs_may_use_one_folder(tmp_path):
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"executor.cache: .*file/inside: cannot be used"):
+    with pytest.raises(ConfigError, match=r"executor.cache: .*file/inside: cannot be used"):
         open_cache(tmp_path / "file" / "inside")
 
 

@@ -189,7 +189,7 @@ def test_all_that_a_usage_is_told_is_in_its_trace(tmp_path):
     with ChromeTrace(path, 2) as trace:
         usage = Usage(2, trace)
         usage.trained(0, 0.0, 1.0)
-        usage.lost(1, 0.0, 0.5)
+        usage.lost(1, 0.0, 0.5, 0.5)
         usage.sent(0, 1.0, 2.0)
         usage.offline(1, 0.5, 2.0)
         usage.close(2.0)

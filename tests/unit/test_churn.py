@@ -35,12 +35,12 @@ def test_a_schedule_is_by_time_whatever_its_order():
     found = scheduled(fault(9, 2, "return"), fault(4, 2, "crash"), fault(1, 0, "leave"))
     assert list(found.changes[2]) == [(4, "crash"), (9, "return")]
     assert list(found.changes[0]) == [(1, "leave")]
-    assert found.absent == frozenset()
+    assert found.absent == {}
 
 
 def test_whose_first_event_is_a_return_joins_then():
     found = scheduled(fault(3, 1, "return"))
-    assert found.absent == {1}
+    assert found.absent == {1: "leave"}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,7 @@ def test_a_schedule_that_contradicts_itself_is_one_line(faults, told):
         ({"offline_s": EXPONENTIAL}, "churn.online_s: sessions need both"),
         ({"online_s": EXPONENTIAL, "offline_s": UNIFORM, "trace": "x.csv"}, "churn.trace: a trace and sessions"),
         ({"nodes": (0, 7)}, "churn.nodes: there is no node 7"),
+        ({"diurnal": 0.5}, "churn.diurnal: only sessions follow the day"),
     ],
 )
 def test_keys_that_do_not_fit_together_are_one_line(keys, told):
@@ -161,3 +162,12 @@ def test_by_night_fewer_come_back():
     session = Sessions(EXPONENTIAL, EXPONENTIAL, 1.0, 0, 0)
     dawn_s = (1 - session._phase) * 86_400
     assert session._by_day(dawn_s, 20_000) < 20_000 < session._by_day(dawn_s + 43_200, 20_000)
+
+
+def test_an_empty_list_of_nodes_means_nobody():
+    sessions = {"online_s": EXPONENTIAL, "offline_s": EXPONENTIAL}
+    assert churn(ChurnSection(nodes=(), **sessions), 4, 0, range(4)) is None
+    assert set(churn(ChurnSection(nodes=(2,), **sessions), 4, 0, range(4)).changes) == {2}
+    assert set(churn(ChurnSection(**sessions), 4, 0, range(1, 4)).changes) == {1, 2, 3}
+    lone = churn(ChurnSection(nodes=(), schedule=(fault(1, 3, "crash"),), **sessions), 4, 0, range(4))
+    assert set(lone.changes) == {3}

@@ -236,6 +236,30 @@ def test_work_beside_run_ends_with_its_node():
     assert ticks == [(0, 0.0), (0, 1.0), (0, 2.0)]
 
 
+def test_only_work_of_the_node_that_goes_ends_and_none_of_it_is_kept():
+    ticks, worlds = [], []
+
+    async def behave(ctx, say):
+        worlds[:] = [ctx._world]
+
+        async def tick(name):
+            while ctx.now < 4:
+                ticks.append((ctx.me, name, ctx.now))
+                await ctx.sleep(1)
+
+        for name in "ab":
+            ctx.spawn(tick(name))
+        await ctx.sleep(6)
+        say({node: len(tasks) for node, tasks in ctx._world._spawned.items()})
+
+    said, _ = told(behave, faults((1.5, 0, "crash"), (9.0, 0, "return")))
+    assert [tick for tick in ticks if tick[0] == 0] == [(0, name, time_s) for time_s in (0.0, 1.0) for name in "ab"]
+    assert len([tick for tick in ticks if tick[0] == 1]) == 8
+    assert said[1] == [(6.0, {})]
+    assert said[0] == [(15.0, {})]
+    assert not worlds[0]._spawned
+
+
 def test_a_node_cannot_act_while_it_is_being_cut_off():
     async def behave(ctx, say):
         if ctx.me == 1:
@@ -261,13 +285,37 @@ def test_nobody_there_is_no_deadlock_while_somebody_will_return():
     assert said == {0: [(51.0, "done")], 1: [(61.0, "done")]}
 
 
-def test_nobody_there_for_good_ends_the_run():
+def test_nobody_there_for_good_is_a_deadlock():
     async def behave(ctx, say):
         await ctx.sleep(10)
 
-    _, outcome = told(behave, faults((0.5, 0, "crash"), (0.7, 1, "leave")))
-    assert outcome.lost == {0: "away since 0.5 s", 1: "away since 0.7 s"}
-    assert outcome.time_s == 0.7
+    with pytest.raises(Deadlock, match=r"at 0\.7 s every node is away for good, and none has ended"):
+        told(behave, faults((0.5, 0, "crash"), (0.7, 1, "leave")))
+
+
+def test_who_has_ended_needs_nobody_who_is_away_for_good():
+    async def behave(ctx, say):
+        await ctx.sleep(10 if ctx.me else 1)
+
+    _, outcome = told(behave, faults((2.0, 1, "crash")))
+    assert outcome.lost == {1: "away since 2 s"}
+    assert outcome.time_s == 2.0
+
+
+@pytest.mark.parametrize("going", ["crash", "pause"])
+def test_who_is_away_at_first_is_silent_like_anybody_else(going):
+    """Nobody is told that a session has not begun yet; a paused node only begins later."""
+    heard = []
+
+    class Waits(Protocol):
+        async def run(self, ctx):
+            heard.append((ctx.me, ctx.now, ctx.peers()))
+
+    sessions = Distribution(distribution="uniform", low=1.0, high=2.0)
+    churn = ChurnSection(online_s=sessions, offline_s=sessions, nodes=(0, 1, 2, 3), going=going, detect_s=50)
+    run_protocol(Waits(), 4, churn=churn, seed=1, **PLACE)
+    assert any(now > 0 for _, now, _ in heard) or going == "pause"
+    assert all(len(peers) == 3 for _, _, peers in heard)
 
 
 def test_endless_sessions_do_not_hide_a_deadlock():
@@ -399,3 +447,29 @@ def test_nodes_that_only_ever_repeat_a_round_are_deadlocked():
     sessions = Distribution(distribution="uniform", low=3.0, high=5.0)
     with pytest.raises(Deadlock, match="none has come further"):
         told(behave, ChurnSection(online_s=sessions, offline_s=sessions))
+
+
+def test_nobody_draws_who_is_away_and_everybody_who_is_back():
+    """Of 12 others, 3 are drawn from the roster; node 1 is away, and known to be, from 4 s to 9 s."""
+    drawn = {True: set(), False: set()}
+
+    class Draws(Protocol):
+        async def run(self, ctx):
+            while ctx.now < 14:
+                await ctx.sleep(0.5)
+                if ctx.me:
+                    continue
+                drawn[4 < ctx.now < 9].update(*[ctx.sample(3) for _ in range(20)])
+
+    churn = faults((2.0, 1, "crash"), (9.0, 1, "return"), detect_s=2.0)
+    run_protocol(Draws(), 13, churn=churn, **PLACE)
+    assert drawn == {True: set(range(2, 13)), False: set(range(1, 13))}
+
+
+def test_the_readmes_schedule_takes_the_server_away_and_federated_averaging_goes_on():
+    churn = faults((30.0, 0, "crash"), (60.0, 0, "return"))
+    outcome = run_protocol(FedAvg(FedAvg.Config(rounds=40, sample=3)), 8, churn=churn, **PLACE)
+    assert sorted(outcome.models) == list(range(8))
+    assert outcome.lost == {}
+    rounds = [row.round for row in outcome.recorder.rows() if (row.node, row.metric) == (0, "clients")]
+    assert rounds == list(range(40))

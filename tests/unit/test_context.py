@@ -1,7 +1,11 @@
 """What a protocol sees: time, randomness, peers, messages, requests and handlers."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from node import ConfigError, Context, DeadlineExceeded, Message, Protocol, ProtocolError, Unreachable, on
 from node.config import NetworkSection, TopologySection
@@ -125,6 +129,79 @@ def test_samples_are_sorted_different_others():
     counts = np.bincount(np.array(samples).ravel(), minlength=8)
     assert counts[2] == 0
     assert all(50 < count < 125 for node, count in enumerate(counts) if node != 2)
+
+
+class Roster(tuple):
+    """Nodes to draw from; who lists them all pays for it."""
+
+    def __iter__(self):
+        raise AssertionError("every node was listed")
+
+
+class Crowd:
+    """As much of a world as drawing peers takes."""
+
+    seed, clock = 5, None
+
+    def __init__(self, members, gone=()):
+        self.members, self.gone = members, gone
+
+    def peers(self, role):
+        return self.members if role == "learner" else ()
+
+
+def test_a_sample_of_many_lists_nobody():
+    ctx = Context(7, Crowd(Roster(range(10_000)), gone={1, 2, 3}), Protocol())
+    for k in (0, 1, 8, 1000):
+        sample = ctx.sample(k)
+        assert len(set(sample)) == k
+        assert list(sample) == sorted(sample)
+        assert not {1, 2, 3, 7} & set(sample)
+
+
+@given(data=st.data(), nodes=st.integers(1, 60), k=st.integers(0, 70), me=st.integers(0, 70))
+def test_samples_are_others_that_are_there_as_many_as_can_be(data, nodes, k, me):
+    members = tuple(range(0, 2 * nodes, 2))
+    gone = data.draw(st.sets(st.integers(0, 2 * nodes)))
+    lost = data.draw(st.sets(st.integers(0, 2 * nodes)))
+    ctx = Context(me, Crowd(members, gone), Protocol())
+    for peer in sorted(lost):
+        ctx.lose(peer)
+    there = set(members) - gone - lost - {me}
+    sample = ctx.sample(k)
+    assert len(sample) == min(k, len(there))
+    assert set(sample) <= there
+    assert list(sample) == sorted(set(sample))
+    assert ctx.sample(k, role="server") == ()
+
+
+@pytest.mark.parametrize("k", [3, 30])
+def test_every_peer_is_drawn_as_often_as_every_other(k):
+    """Whether it is drawn from the roster (3 of 40) or from the list of those who are there (30 of 40)."""
+    ctx = Context(0, Crowd(tuple(range(40)), gone={5, 6}), Protocol())
+    counts = np.bincount([peer for _ in range(3000) for peer in ctx.sample(k)], minlength=40)
+    assert counts[[0, 5, 6]].tolist() == [0, 0, 0]
+    drawn = np.delete(counts, [0, 5, 6])
+    share = k / 37
+    sigma = (3000 * share * (1 - share)) ** 0.5
+    assert np.abs(drawn - 3000 * share).max() < 4.5 * sigma
+
+
+def test_pairs_are_drawn_as_often_as_other_pairs():
+    ctx = Context(0, Crowd(tuple(range(9)), gone={8}), Protocol())
+    pairs = Counter(ctx.sample(2) for _ in range(4200))
+    assert len(pairs) == 21
+    assert all(130 < count < 275 for count in pairs.values())
+
+
+@pytest.mark.parametrize("k", [2, 40])
+def test_the_same_seed_draws_the_same_whoever_tells_who_is_gone(k):
+    """Simulated nodes share the knowledge of who is gone, live ones have their own."""
+    shared = Context(0, Crowd(tuple(range(50)), gone={9: None, 4: None}), Protocol())
+    own = Context(0, Crowd(tuple(range(50))), Protocol())
+    own.lose(4)
+    own.lose(9)
+    assert [shared.sample(k) for _ in range(20)] == [own.sample(k) for _ in range(20)]
 
 
 def test_neighbours_sources_and_another_topology():

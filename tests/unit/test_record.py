@@ -211,3 +211,65 @@ def test_recording_goes_on_while_a_table_is_in_use():
     assert table.num_rows == 1
     assert table.column("value").to_pylist() == [1.0]
     assert len(recorder) == 1001
+
+
+# Bytes
+
+
+def sent(recorder):
+    return [column.tolist() for column in recorder.sent()]
+
+
+def test_without_skipped_rounds_what_was_sent_is_what_the_rows_say():
+    recorder = Recorder()
+    for node, time_s in ((0, 1.0), (1, 1.0), (0, 2.0)):
+        recorder.add(time_s, node, int(time_s), {"bytes_sent": 10 * time_s})
+    assert sent(recorder) == [[1.0, 1.0, 2.0], [0, 1, 0], [10.0, 10.0, 20.0]]
+
+
+def test_what_was_sent_in_skipped_rounds_counts_at_every_time_that_is_kept():
+    recorder = Recorder(every=4)
+    recorder.add(1.0, 5, 1, {"bytes_sent": 100})
+    recorder.add(2.0, 6, 2, {"bytes_sent": 50})
+    recorder.add(3.0, 5, 3, {"bytes_sent": 170})
+    recorder.add(4.0, 0, 4, {"bytes_sent": 7, "accuracy": 0.5})
+    recorder.add(4.0, 6, 5, {"bytes_sent": 60})  # after the one that is kept, at the same time
+    recorder.add(5.0, 5, 6, {"bytes_sent": 180})
+    recorder.add(6.0, 5, 7, {"bytes_sent": 190})
+    recorder.add(6.0, 6, 8, {"bytes_sent": 70})
+    recorder.keep_last()
+    assert sent(recorder) == [[4.0, 6.0], [-1, -1], [170 + 60 + 7, 190 + 70 + 7]]
+
+
+def test_a_last_round_that_was_skipped_is_kept_with_what_had_been_sent_by_its_own_time():
+    recorder = Recorder(every=10)
+    recorder.add(1.0, 0, 1, {"bytes_sent": 5})
+    recorder.add(1.0, 1, 1, {"bytes_sent": 6})
+    recorder.add(2.0, 1, 2, {"bytes_sent": 9})
+    recorder.keep_last()
+    assert sorted(zip(*sent(recorder), strict=True)) == [(1.0, -1, 11.0), (2.0, -1, 14.0)]
+
+
+def test_where_nobody_tells_bytes_none_were_recorded():
+    recorder = Recorder(every=2)
+    recorder.add(1.0, 0, 0, {"accuracy": 0.5})
+    assert sent(recorder) == [[], [], []]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 9)), max_size=40), st.integers(2, 5))
+def test_totals_are_those_of_every_round_wherever_one_is_kept(steps, every):
+    """Steps: time since the last one, node, bytes more."""
+    thinned, whole = Recorder(every), Recorder()
+    time_s, totals, rounds = 0.0, {}, {}
+    for wait_s, node, more in steps:
+        time_s += wait_s
+        totals[node] = totals.get(node, 0) + more
+        rounds[node] = rounds.get(node, 0) + 1
+        for recorder in (thinned, whole):
+            recorder.add(time_s, node, rounds[node], {"bytes_sent": totals[node]})
+    thinned.keep_last()
+    times, nodes, values = whole.sent()
+    for at_s, _, total in zip(*thinned.sent(), strict=True):
+        latest = dict(zip(nodes[times <= at_s].tolist(), values[times <= at_s].tolist(), strict=True))
+        assert total == sum(latest.values())
+    assert {row.time_s for row in thinned.rows()} == set(thinned.sent()[0].tolist())

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -275,6 +276,33 @@ def test_a_queue_that_is_cut_does_not_send():
     carried = Carried(section("fifo"), 4, sends, cuts=[(15.0, 0)], up_bps=rates(10, 1, 1, 1))
     assert carried.arrived == {(0, 1): 10, (3, 1): 25}
     assert sorted(carried.lost) == [(2, 0, 100), (3, 0, 100)]
+
+
+def test_a_node_that_goes_a_hundred_thousand_times_takes_no_memory_for_it():
+    with asyncio.Runner(loop_factory=VirtualClock) as runner:
+        runner.run(_cut_often(100_000, most_bytes=4096))
+
+
+async def _cut_often(times, most_bytes):
+    network = build(section("fifo"), 2, 0, asyncio.get_running_loop(), up_bps=rates(10, 1), lost=lambda *_: None)
+    network.carry(0, (1,), 10, lambda parcel: None, 0)
+    network.cut(0)
+    tracemalloc.start()
+    try:
+        for _ in range(times):
+            network.cut(0)
+        assert tracemalloc.get_traced_memory()[0] < most_bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_several_cuts_the_first_after_the_sending_decides():
+    # Sent after the first cut, gone from the uplink at 15 s, before the next ones.
+    sends = [(5.0, 0, (1,), 100)]
+    carried = Carried(section("fifo"), 2, sends, cuts=[(4.0, 0), (16.0, 0), (17.0, 0)], up_bps=rates(10, 1))
+    assert (carried.arrived, carried.lost) == ({(0, 1): 15.0}, [])
+    cut = Carried(section("fifo"), 2, sends, cuts=[(4.0, 0), (14.0, 0), (17.0, 0)], up_bps=rates(10, 1))
+    assert (cut.arrived, cut.lost) == ({}, [(1, 0, 100)])
 
 
 @settings(max_examples=25)

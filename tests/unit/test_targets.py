@@ -171,6 +171,19 @@ def test_a_recorder_gives_the_course_of_a_metric():
     assert [column.size for column in recorder.samples("drift")] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("every", [1, 2, 3, 7])
+def test_bytes_to_an_accuracy_are_the_same_whichever_rounds_are_kept(every):
+    recorder = Recorder(every)
+    for round in range(22):
+        recorder.add(float(round), 0, round, {"accuracy": round / 21, "bytes_sent": 0.0})
+        # Each round asks one client, which records that round alone until it is asked again.
+        client = 1 + round % 5
+        recorder.add(round + 0.5, client, round, {"bytes_sent": 100.0 * (1 + round // 5)})
+    recorder.keep_last()
+    found, _ = reached(Course(*recorder.samples("accuracy")), Course(*recorder.sent()), 1.0)
+    assert found == (21.0, 2100.0)
+
+
 def test_a_hundred_thousand_nodes_are_no_trouble():
     nodes, rounds = 100_000, 3
     time_s = np.repeat(np.arange(1.0, rounds + 1), nodes)

@@ -77,9 +77,19 @@ def test_nodes_are_told_apart():
 
 
 def test_device_hours_hold_what_was_lost_and_discarded():
-    calls = [("trained", 0, 0.0, HOUR), ("lost", 1, 0.0, HOUR / 2), ("discarded", 0, HOUR / 4), ("discarded", 0, 0.0)]
+    calls = [
+        ("trained", 0, 0.0, HOUR),
+        ("lost", 1, 0.0, HOUR / 2, HOUR / 2),
+        ("discarded", 0, HOUR / 4),
+        ("discarded", 0, 0.0),
+    ]
     summary = closed(2, HOUR, *calls).summary()
     assert summary["device_hours"] == pytest.approx({"total": 1.5, "lost": 0.5, "discarded": 0.25})
+
+
+def test_of_a_lost_training_only_what_the_device_has_spent_on_it_is_lost():
+    calls = [("lost", 0, 0.0, HOUR, HOUR / 2), ("lost", 0, 0.0, HOUR, HOUR / 2)]
+    assert closed(1, HOUR, *calls).summary()["device_hours"] == {"total": 1.0, "lost": 1.0, "discarded": 0.0}
 
 
 def test_what_was_trained_may_turn_out_to_be_discarded_after_the_end():
@@ -135,6 +145,12 @@ INTERVALS = st.lists(
 )
 
 
+def call_of(method, node, start, length):
+    """An interval as it is told; one that was lost with its length."""
+    interval = method, node, float(start), float(start + length)
+    return (*interval, float(length)) if method == "lost" else interval
+
+
 def by_instant(calls, nodes, end):
     """Shares, looked up in the middle of every second."""
     counts = dict.fromkeys(("training", "sending", "waiting", "offline"), 0)
@@ -148,14 +164,14 @@ def by_instant(calls, nodes, end):
 
 @given(INTERVALS, st.integers(1, 45))
 def test_shares_are_those_of_a_look_at_every_second(calls, end):
-    told = [(method, node, float(start), float(start + length)) for method, node, start, length in calls]
+    told = [call_of(*call) for call in calls]
     usage = closed(3, float(end), *told)
     assert usage.summary()["shares"] == by_instant(calls, 3, end)
 
 
 @given(INTERVALS, st.integers(1, 45))
 def test_the_picture_holds_what_the_sums_say(calls, end):
-    told = [(method, node, float(start), float(start + length)) for method, node, start, length in calls]
+    told = [call_of(*call) for call in calls]
     usage = closed(3, float(end), *told)
     expected = {name: 3 * end * share for name, share in usage.summary()["shares"].items()}
     assert drawn(usage) == pytest.approx(expected, abs=1e-9)
@@ -234,14 +250,14 @@ def test_a_watcher_gets_every_interval_as_it_comes():
     seen = []
     calls = [
         ("trained", 0, 0.0, 1.0),
-        ("lost", 1, 0.0, 0.5),
+        ("lost", 1, 0.0, 0.5, 0.25),
         ("sent", 0, 1.0, 2.0),
         ("sent", 0, 1.0, 3.0),
         ("offline", 1, 0.5, 4.0),
     ]
     closed(2, 4.0, *calls, watcher=lambda *told: seen.append(told))
     kinds = ("train", "lost", "send", "send", "offline")
-    assert seen == [(call[1], kind, *call[2:]) for call, kind in zip(calls, kinds, strict=True)]
+    assert seen == [(call[1], kind, *call[2:4]) for call, kind in zip(calls, kinds, strict=True)]
 
 
 # The picture

@@ -14,6 +14,13 @@ _NEVER = float("inf")
 
 
 @dataclass(slots=True)
+class _Life:
+    """A node from one cut to the next."""
+
+    cut_s: float = _NEVER
+
+
+@dataclass(slots=True)
 class _Crossing:
     deliver: Deliver
     parcel: Parcel
@@ -22,8 +29,9 @@ class _Crossing:
     """When its last byte leaves the sender."""
     down_s: float
     """How long its bytes take at the receiver."""
-    cuts: tuple[int, int]
-    """How often sender and receiver had been cut when it was sent."""
+    sender: _Life
+    peer: _Life
+    """Those of sender and receiver when it was sent."""
 
 
 class FifoNetwork(AccessNetwork):
@@ -39,7 +47,7 @@ class FifoNetwork(AccessNetwork):
         super().__init__(section, nodes, seed, clock, **told)
         self._up_free_s = [0.0] * nodes
         self._down_free_s = [0.0] * nodes
-        self._cuts_s: defaultdict[int, list[float]] = defaultdict(list)
+        self._lives: defaultdict[int, _Life] = defaultdict(_Life)
 
     def _transfer(self, deliver: Deliver, parcel: Parcel) -> None:
         peer, sender, _, size_bytes = parcel
@@ -53,8 +61,8 @@ class FifoNetwork(AccessNetwork):
         end_s = self._up_free_s[sender] = start_s + wire_bytes * up_s
         if self._sent is not None:
             self._sent(sender, start_s, end_s)
-        cuts = len(self._cuts_s[sender]), len(self._cuts_s[peer])
-        crossing = _Crossing(deliver, parcel, start_s, end_s, wire_bytes * down_s, cuts)
+        lives = self._lives[sender], self._lives[peer]
+        crossing = _Crossing(deliver, parcel, start_s, end_s, wire_bytes * down_s, *lives)
         delay_s = start_s - now_s + self._latency_s(sender, peer, size_bytes)
         self._post(self._in_order_s(parcel, delay_s), self._reach, crossing, Priority.TRANSFER)
 
@@ -75,9 +83,7 @@ class FifoNetwork(AccessNetwork):
     def _is_over(self, crossing: _Crossing) -> bool:
         """Whether an end was cut since it was sent (the sender: before the last byte had left); tells of the loss."""
         peer, sender, _, size_bytes = crossing.parcel
-        from_sender, from_peer = crossing.cuts
-        cuts_s = self._cuts_s[sender][from_sender:]
-        is_over = len(self._cuts_s[peer]) > from_peer or (bool(cuts_s) and cuts_s[0] < crossing.end_s)
+        is_over = crossing.peer.cut_s < _NEVER or crossing.sender.cut_s < crossing.end_s
         if is_over:
             self._lost(peer, sender, size_bytes)
         return is_over
@@ -86,5 +92,5 @@ class FifoNetwork(AccessNetwork):
         """A node goes: its queues are empty, and nothing of what was in them is delivered."""
         super().cut(node)
         now_s = self._clock.now
-        self._cuts_s[node].append(now_s)
+        self._lives.pop(node, _Life()).cut_s = now_s
         self._up_free_s[node] = self._down_free_s[node] = now_s
