@@ -132,9 +132,21 @@ class VirtualClock(asyncio.BaseEventLoop):
     def post(self, delay_s: float, fn: Callable[[Any], object], arg: Any, priority: int = Priority.DELIVERY) -> None:
         """Call ``fn(arg)`` after ``delay_s``; an exception it raises ends the run."""
         if not 0 <= delay_s < _FOREVER:
-            raise SimulationError(f"cannot schedule an event {delay_s} s from now; a delay is at least 0, and finite")
+            raise _no_delay(delay_s)
         self._sequence += 1
         heapq.heappush(self._heap, (self.now + delay_s, priority + self._sequence, fn, arg))
+
+    def post_each(
+        self, timed: Iterable[tuple[float, Any]], fn: Callable[[Any], object], priority: int = Priority.DELIVERY
+    ) -> None:
+        """Call ``fn(arg)`` after a delay, for each of some (delay_s, arg): as :meth:`post`, in one go."""
+        heap, now, order, push = self._heap, self.now, priority + self._sequence, heapq.heappush
+        for delay_s, arg in timed:
+            if not 0 <= delay_s < _FOREVER:
+                raise _no_delay(delay_s)
+            order += 1
+            push(heap, (now + delay_s, order, fn, arg))
+        self._sequence = order - priority
 
     def call_soon(
         self, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: contextvars.Context | None = None
@@ -208,14 +220,16 @@ class VirtualClock(asyncio.BaseEventLoop):
         try:
             self._run_ready()
             turns = 0
+            heap, ready = self._heap, self._ready
             while not self._stopping:
-                if not self._heap:
+                if not heap:
                     self.deadlock("every task waits and nothing is scheduled")
-                turns = turns + 1 if self._heap[0][0] == self.now else 0
+                turns = turns + 1 if heap[0][0] == self.now else 0
                 if turns > _MOST_TURNS:
                     self._explain_livelock()
                 self._run_instant()
-                self._run_ready()
+                if ready:
+                    self._run_ready()
         finally:
             self._stopping = False
             self._thread_id = None
@@ -238,10 +252,11 @@ class VirtualClock(asyncio.BaseEventLoop):
     def _run_instant(self) -> None:
         """Jump to the next event and run all events of its instant."""
         heap, take = self._heap, heapq.heappop
-        now = heap[0][0]
-        self.now = now
         newest = self._sequence
-        caused = fired = 0
+        now, _, fn, arg = take(heap)
+        self.now = now
+        fn(arg)
+        caused, fired = 0, 1
         while heap and heap[0][0] == now:
             _, order, fn, arg = take(heap)
             fired += 1
@@ -270,6 +285,10 @@ class VirtualClock(asyncio.BaseEventLoop):
         told = "".join(f"\n  {story}" for story in stories[:20])
         more = f"\n  … and {len(stories) - 20} more" if len(stories) > 20 else ""
         raise Deadlock(f"at {self.now:g} s {why}{':' if told else ''}{told}{more}")
+
+
+def _no_delay(delay_s: float) -> SimulationError:
+    return SimulationError(f"cannot schedule an event {delay_s} s from now; a delay is at least 0, and finite")
 
 
 def _refuse(what: str) -> NoReturn:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.clock import Priority, VirtualClock
+from node.errors import SimulationError
 
 
 def run(main):
@@ -314,3 +315,32 @@ def test_a_closed_or_running_clock_does_not_run():
     loop.close()
     with pytest.raises(RuntimeError, match="closed"):
         loop.run_forever()
+
+
+def test_many_events_posted_in_one_go_are_as_if_posted_one_by_one():
+    def order(post):
+        seen = []
+
+        async def main():
+            clock = asyncio.get_running_loop()
+            clock.post(1.0, seen.append, "before")
+            post(clock, [(2.0, "late"), (1.0, "first"), (1.0, "second"), (0.0, "now")], seen.append)
+            clock.post(1.0, seen.append, "after")
+            await asyncio.sleep(3)
+
+        with asyncio.Runner(loop_factory=VirtualClock) as runner:
+            runner.run(main())
+        return seen
+
+    def one_by_one(clock, timed, fn):
+        for delay_s, arg in timed:
+            clock.post(delay_s, fn, arg)
+
+    together = order(VirtualClock.post_each)
+    assert together == order(one_by_one) == ["now", "before", "first", "second", "after", "late"]
+
+
+@pytest.mark.parametrize("delay_s", [-1.0, float("inf"), float("nan")])
+def test_no_event_of_many_has_an_impossible_delay(delay_s):
+    with asyncio.Runner(loop_factory=VirtualClock) as runner, pytest.raises(SimulationError, match="cannot schedule"):
+        runner.get_loop().post_each([(1.0, None), (delay_s, None)], print)

@@ -26,18 +26,20 @@ class UnsharedNetwork(AccessNetwork):
         if not self._is_plain:
             super().carry(sender, to, size_bytes, deliver, message)
             return
-        post, constant_s, up_s, down_s = self._post, self._constant_s, self._up_s[sender], self._down_s
+        constant_s, up_s, down_s = self._constant_s, self._up_s[sender], self._down_s
         longest_s = 0.0
+        timed: list[tuple[float, Parcel]] = []
         for peer in to:
             if peer == sender:
-                post(0.0, deliver, (peer, sender, message, size_bytes))
+                timed.append((0.0, (peer, sender, message, size_bytes)))
                 continue
             latency_s = self._between(sender, peer) if constant_s is None else constant_s
             slower = down_s[peer]
             transfer_s = size_bytes * (up_s if up_s > slower else slower)
             if transfer_s > longest_s:
                 longest_s = transfer_s
-            post(latency_s + transfer_s, deliver, (peer, sender, message, size_bytes))
+            timed.append((latency_s + transfer_s, (peer, sender, message, size_bytes)))
+        self._clock.post_each(timed, deliver)
         if self._sent is not None and size_bytes > self._small_bytes and longest_s:
             now_s = self._clock.now
             self._sent(sender, now_s, now_s + longest_s)
