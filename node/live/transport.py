@@ -200,9 +200,9 @@ class Transport:
             sender, header, buffers = batch.popleft()
             try:
                 self._on_message(sender, header, buffers)
-            except BaseException:
-                self._loop.call_soon(self._receive, batch, cost)  # one bad message must not cost the others
-                raise
+            except Exception as error:
+                # One bad message must not cost the others, nor let those that come after them go first.
+                self._loop.call_exception_handler({"message": "a message was not taken in", "exception": error})
         io = self._running()
         io.consumed_bytes += cost
         if io.paused:
