@@ -27,6 +27,8 @@ from node.experiment.virtual import run_virtual
 from node.op import Key, Task
 
 BATCH = 128
+TESTED = 10
+"""Samples that each final model is evaluated on: evaluation is no overhead, and should not look like it."""
 
 
 def simulate(setup: Setup) -> Result:
@@ -76,15 +78,17 @@ def main() -> None:
     parser.add_argument("--shape", default="[1, 8, 8]", help="of one sample")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--model", default="lenet")
+    parser.add_argument("--memory", type=int, default=0, help="executor.memory_bytes")
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args()
-    samples = 20 * asked.nodes + 100
+    samples = asked.batch * asked.nodes + TESTED
     sets = [
         *("clock=virtual", "executor.kind=batched", "record.every=1000000", "data.name=synthetic"),
         *(f"nodes={asked.nodes}", f"protocol.rounds={asked.rounds}", f"model.name={asked.model}"),
-        *(f"data.shape={asked.shape}", f"data.samples={samples}", f"data.test_fraction={100 / samples}"),
+        *(f"data.shape={asked.shape}", f"data.samples={samples}", f"data.test_fraction={TESTED / samples}"),
         *("training.local_steps=5", f"training.batch_size={asked.batch}", "data.partition=iid"),
+        f"executor.memory_bytes={asked.memory}",
     ]
     setup = prepare(load("digits-gossip", sets, {}))
     setup.workload.arithmetic(batched=True)
