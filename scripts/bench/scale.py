@@ -5,8 +5,8 @@
   lenet       1,000 nodes, epidemic learning with a LeNet, 2 rounds
   growth      2 rounds of epidemic learning with softmax regression at 100, 1,000, 10,000 and 100,000 nodes
 
-``--small`` divides the numbers of nodes by 10. ``--check`` exits with 1 where a run needs 4 GiB, or where CPU time per
-event grows by more than the 1.15th power of the number of nodes.
+``--small`` divides the numbers of nodes by 10. ``--check`` exits with 1 where a run needs 4 GiB, or where a run's own time
+grows by more than the 1.15th power of its events.
 """
 
 from __future__ import annotations
@@ -103,9 +103,10 @@ def tell_growth(sizes: list[int]) -> bool:
         found = run("growth", growth(nodes))
         tell("growth", found)
         runs.append(found)
-    first, last = runs[1], runs[-1]  # the smallest run is mostly start-up
-    exponent = math.log(last["cpu_s"] / first["cpu_s"]) / math.log(last["events"] / first["events"])
-    print(f"CPU time grows with the {exponent:.2f}th power of the events (target: at most {MOST_EXPONENT})")
+    first, last = runs[1], runs[-1]
+    # The run's own time: imports and the report take the same few seconds at every size, and would flatten the curve.
+    exponent = math.log(last["wall_s"] / first["wall_s"]) / math.log(last["events"] / first["events"])
+    print(f"the run's time grows with the {exponent:.2f}th power of the events (target: at most {MOST_EXPONENT})")
     return exponent > MOST_EXPONENT
 
 
