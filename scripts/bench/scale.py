@@ -5,8 +5,8 @@
   lenet       1,000 nodes, epidemic learning with a LeNet, 2 rounds
   growth      2 rounds of epidemic learning with softmax regression at 100, 1,000, 10,000 and 100,000 nodes
 
-``--small`` divides the numbers of nodes by 10. ``--check`` exits with 1 where a run needs 4 GiB, or where a run's own time
-grows by more than the 1.15th power of its events.
+``--small`` divides the numbers of nodes by 10. ``--check`` exits with 1 where a run needs 4 GiB, or where a run's own
+time grows by more than the 1.15th power of its events.
 """
 
 from __future__ import annotations
