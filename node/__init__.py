@@ -17,6 +17,7 @@ from node.errors import (
 from node.message import Message
 from node.mods import Mod, Observer
 from node.op import Op, Ref, Spec, op
+from node.private import ShownKey
 from node.protocol import Protocol, on
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Protocol",
     "ProtocolError",
     "Ref",
+    "ShownKey",
     "Spec",
     "StarlingError",
     "TopologySection",

@@ -38,6 +38,7 @@ class Priority:
     TRANSFER: Final = 2 << 56
     DELIVERY: Final = 3 << 56
     TIMER: Final = 4 << 56
+    SOLVE: Final = 5 << 56
 
 
 class Clock(Interface):
@@ -49,6 +50,10 @@ class Clock(Interface):
 
     def post(self, delay_s: float, fn: Callable[[Any], object], arg: Any, priority: int = ...) -> None:
         """Call ``fn(arg)`` after a delay; cannot be cancelled, and is cheaper than a timer for that."""
+        ...
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of the clock's loop; quicker than to ask which loop runs, which asks the system for the process."""
         ...
 
 
@@ -76,6 +81,10 @@ class WallClock:
     def post(self, delay_s: float, fn: Callable[[Any], object], arg: Any, priority: int = Priority.DELIVERY) -> None:
         """Call ``fn(arg)`` after a delay."""
         self._loop.call_later(delay_s, fn, arg)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of the clock's loop."""
+        return self._loop.create_future()
 
 
 class _Soon(asyncio.Handle):

@@ -100,7 +100,7 @@ _known: dict[bytes, _Layout] = {}
 
 def encode(message: Message, buffer_of: Callable[[Ref], memoryview], request: int = 0, reply: int = 0) -> Encoded:
     """Encode a message; ``buffer_of`` gives the contiguous elements of a Ref's value, which are not copied."""
-    header, refs = _header(message)
+    header, refs = _header_and_refs(message)
     if request or reply:
         header = _CORRELATED.pack(VERSION | _CORRELATION, request, reply) + header[1:]
     buffers = [_flat(buffer_of(ref)) for ref in refs]
@@ -115,16 +115,21 @@ def encode(message: Message, buffer_of: Callable[[Ref], memoryview], request: in
 
 def refs(message: Message) -> list[Ref]:
     """The Refs of a message, in the order of its payloads."""
-    return _header(message)[1]
+    return _header_and_refs(message)[1]
 
 
 def size_bytes(message: Message, request: int = 0, reply: int = 0) -> int:
     """Bytes of the header and payloads of the encoded message, found without any value."""
-    header, refs = _header(message)
-    size = len(header) + (_CORRELATED.size - 1 if request or reply else 0)
-    for ref in refs:
-        size += _announced(ref.spec)[1]
-    return size
+    payload_bytes = 0
+
+    def announce(value: Any) -> msgspec.msgpack.Ext:
+        nonlocal payload_bytes
+        announced, size_bytes = _announced(_ref(value).spec)
+        payload_bytes += size_bytes
+        return announced
+
+    header_bytes = len(_header(message, announce)) + (_CORRELATED.size - 1 if request or reply else 0)
+    return header_bytes + payload_bytes
 
 
 def decode_header(header: bytes | memoryview, limits: Limits) -> Header:
@@ -175,20 +180,28 @@ def _flat(view: memoryview) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")  # an empty view cannot be cast
 
 
-def _header(message: Message) -> tuple[bytes, list[Ref]]:
+def _header_and_refs(message: Message) -> tuple[bytes, list[Ref]]:
     refs: list[Ref] = []
 
     def announce(value: Any) -> msgspec.msgpack.Ext:
-        if not isinstance(value, Ref):
-            raise TypeError(f"{type(value).__qualname__} {value!r:.60}")
-        refs.append(value)
+        refs.append(_ref(value))
         return _announced(value.spec)[0]
 
-    layout = _layout(type(message))
+    return _header(message, announce), refs
+
+
+def _header(message: Message, announce: Callable[[Any], msgspec.msgpack.Ext]) -> bytes:
+    layout = _layouts.get(type(message)) or _layout(type(message))
     try:
-        return layout.prefix + msgspec.msgpack.Encoder(enc_hook=announce).encode(layout.values(message)), refs
+        return layout.prefix + msgspec.msgpack.encode(layout.values(message), enc_hook=announce)
     except (TypeError, OverflowError, ValueError, RecursionError) as error:
         raise ProtocolError(f"{type(message).__qualname__}: a field cannot be sent: {error}; {_ALLOWED}") from error
+
+
+def _ref(value: Any) -> Ref:
+    if not isinstance(value, Ref):
+        raise TypeError(f"{type(value).__qualname__} {value!r:.60}")
+    return value
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,19 +7,21 @@ A protocol cannot tell from its context whether time is real. Whatever takes tim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import structlog
 
 from node.clock import Clock, Priority, check_wait
+from node.compute import Compute
 from node.config import TopologySection
 from node.errors import ProtocolError, Unreachable
 from node.mailbox import Mailbox, slot_of
 from node.message import Message
 from node.mods import Wrapping
-from node.op import Key, Op, Ref, Value
+from node.op import Key, Ref
+from node.private import Privacy
 from node.protocol import Protocol
 from node.requests import Requests
 from node.topology import Topology
@@ -34,47 +36,34 @@ _COUNTER, _TRAINS = ".counter", ".trains"
 """What a checkpoint keeps besides the protocol's state, under names that no keyword argument can have."""
 
 
-_MIXED_AT_ONCE = 32
-"""A longer sum is recorded in parts, the same to the last bit: it can then consume models as they are trained."""
-
-
-class Context:
-    """What one node's protocol sees of the world."""
+class Context(Compute):
+    """What one node's protocol sees of the world: time, peers, messages and state, besides what it computes."""
 
     __slots__ = (
         "_clock",
-        "_counter",
         "_has_saved",
         "_lost",
-        "_protocol",
+        "_privacy",
         "_requests",
         "_resumed",
         "_rng",
-        "_trains",
-        "_world",
-        "_wrapping",
         "bytes_sent",
         "mailbox",
-        "me",
     )
 
     def __init__(
         self, me: int, world: World, protocol: Protocol, wrapping: Wrapping | None = None, clock: Clock | None = None
     ) -> None:
-        self.me = me
+        super().__init__(me, world, protocol, wrapping)
         self._clock = clock or world.clock
         self.mailbox = Mailbox(me, self._clock)
         self.bytes_sent = 0
-        self._world = world
-        self._protocol = protocol
-        self._wrapping = wrapping
-        self._counter = 0
         self._has_saved = False
         self._resumed = 0
-        self._trains = 0
         self._rng: np.random.Generator | None = None
         self._requests: Requests | None = None
         self._lost: tuple[int, ...] = ()
+        self._privacy: Privacy | None = None
 
     # Time and randomness
 
@@ -99,7 +88,7 @@ class Context:
     async def sleep(self, seconds: float) -> None:
         """Let time pass."""
         check_wait("sleep", seconds)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = self._clock.create_future()
         self._clock.post(seconds, _wake, future, Priority.TIMER)
         await future
 
@@ -165,7 +154,7 @@ class Context:
 
     def send(self, to: int | Sequence[int], message: Message) -> Awaitable[None]:
         """Send to one peer or several. Waits only while a peer's queue is full; what goes to a lost peer is lost."""
-        peers = to if isinstance(to, Sequence) else (int(to),)
+        peers = to if isinstance(to, (tuple, Sequence)) else (int(to),)
         if self._wrapping is None:
             return self._world.send(self, peers, message)
         return self._send_wrapped(peers, message)
@@ -232,68 +221,17 @@ class Context:
             self._world.watch(self, frm)
         return outcome
 
-    # Compute
-
-    def initial_model(self) -> Ref:
-        """The model that every node of the experiment starts from."""
-        return self._world.initial
-
-    def train(self, model: Ref, steps: int | None = None, proximal: float = 0.0) -> Awaitable[Ref]:
-        """Train on this node's data; takes time.
-
-        Args:
-            model: where to start.
-            steps: training steps; None: as the experiment says.
-            proximal: strength of the pull back to ``model`` (FedProx), 0 for none.
-        """
-        world = self._world
-        workload = world.workload
-        if not workload.shard_size(self.me):
-            raise ProtocolError(f"node {self.me} has no data to train on: its role is not learner")
-        if steps is None:
-            steps = workload.steps(self.me)
-        lr = workload.lr(self._trains)
-        self._trains += 1
-        task = trained = self.apply(workload.train, model, steps=steps, lr=lr, proximal=proximal)
-        if self._wrapping is not None:
-            trained = self._wrapping.trained(self, model, task)
-        return world.train(self, task, trained, steps)
-
-    def mix(self, models: Sequence[Ref], weights: Sequence[float] | None = None) -> Ref:
-        """The weighted sum of models, in the order given; the mean, where no weights are."""
-        if not models:
-            raise ProtocolError("mix needs at least one model")
-        if weights is None:
-            weights = (1.0 / len(models),) * len(models)
-        elif len(weights) != len(models):
-            raise ProtocolError(f"mix got {len(models)} models and {len(weights)} weights")
-        mix, weights = self._world.workload.mix, tuple(weights)
-        mixed = self.apply(mix, *models[:_MIXED_AT_ONCE], weights=weights[:_MIXED_AT_ONCE])
-        for i in range(_MIXED_AT_ONCE, len(models), _MIXED_AT_ONCE):
-            part = slice(i, i + _MIXED_AT_ONCE)
-            mixed = self.apply(mix, mixed, *models[part], weights=(1.0, *weights[part]))
-        return mixed
-
-    def evaluate(self, model: Ref, on: str = "test") -> Ref:
-        """Accuracy and loss of a model on the global ``test`` set, or this node's ``local`` test or ``train`` data."""
-        self._world.evaluating(self, on)
-        return self.apply(self._world.workload.evaluate, model, on=on)
-
-    def apply(self, op: Op[...], *inputs: Ref, **static: Any) -> Ref:
-        """Record a pure op on some values; takes no time, and is computed only if somebody needs it."""
-        graph = self._world.graph
-        self._counter += 1
-        return graph.record(graph.call(op, inputs, static), inputs, self.me, self._counter)
-
-    def value(self, ref: Ref) -> Awaitable[Value]:
-        """Read a value: solves just what it needs, while virtual time stands still."""
-        return self._world.value(ref)
-
-    def record(self, round: int, **fields: Ref | float) -> None:
-        """Keep metrics of this node's round: numbers, or Refs of metrics (``accuracy=ctx.evaluate(model)``)."""
-        self._world.record(self, round, fields)
-
     # State
+
+    @property
+    def privacy(self) -> Privacy:
+        """Noise, shares, masks, chunks and keys: what hides this node's models from others."""
+        if self._privacy is None:
+            mechanisms = self._world.mechanisms
+            if mechanisms is None:
+                raise ProtocolError("this world has no mechanisms of privacy; give run_protocol(..., mechanisms=) some")
+            self._privacy = Privacy(self, mechanisms, self._world.topology)
+        return self._privacy
 
     @property
     def data(self) -> LocalData:
@@ -328,6 +266,15 @@ class Context:
 
     # The world's side
 
+    def run(self) -> Coroutine[Any, Any, Ref | None]:
+        """Take part until the protocol has ended; gives its final model."""
+        return self._protocol.run(self) if self._wrapping is None else self._run_wrapped(self._wrapping)
+
+    async def _run_wrapped(self, wrapping: Wrapping) -> Ref | None:
+        final = await self._protocol.run(self)
+        wrapping.ended(self)
+        return final
+
     def succeed(self, before: Context) -> None:
         """This is the next life of the same node: go on counting where the last one has stopped."""
         self.bytes_sent = before.bytes_sent
@@ -344,8 +291,15 @@ class Context:
         """Whether mods or observers see this node's traffic."""
         return self._wrapping is not None
 
+    @property
+    def has_mods(self) -> bool:
+        """Whether something may change what this node sends."""
+        return self._wrapping is not None and bool(self._wrapping.mods)
+
     def deliver(self, sender: int, message: Message, request: int = 0, reply: int = 0) -> None:
         """Take in a message: called by the world at the moment it arrives."""
+        if self._world.lineage is not None:
+            self._world.lineage.received(self.me, sender, message)
         if self._wrapping is not None:
             changed = self._wrapping.incoming(self, sender, message)
             if changed is None:

@@ -159,6 +159,10 @@ class Graph:
         at = id - self._base
         return Key(self.seed, self._node[at], self._counter[at])
 
+    def counter_of(self, id: int) -> int:
+        """The counter of a task's key: which of its node's ops it is."""
+        return self._counter[id - self._base]
+
     def task(self, id: int) -> Task:
         """A task with its inputs' values, ready to be solved."""
         values = self.values

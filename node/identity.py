@@ -72,6 +72,13 @@ class Identity:
     def __repr__(self) -> str:
         return f"<Identity {self.signing_public.hex()[:16]}>"
 
+    def sign(self, statement: bytes) -> bytes:
+        """An Ed25519 signature, 64 bytes. What the statement is for goes first in it, so that it passes for no other.
+
+        :meth:`Card.check` verifies it.
+        """
+        return self._signing.sign(statement)
+
     def card(self, node: int, address: str, network: str) -> Card:
         """The signed card of this identity. A field that no card can hold is a ConfigError."""
         card = Card(node, self.signing_public, self.curve_public, address, network, bytes(64))
@@ -82,7 +89,7 @@ class Identity:
                 f"card: node {node}, address {address!r}, network {network!r}: {error}; allowed are a number below "
                 "2**62, 'tcp://host:port', and up to 128 printable characters without spaces"
             ) from None
-        return Card(*card._fields()[:-1], self._signing.sign(card._signed()))
+        return Card(*card._fields()[:-1], self.sign(card._signed()))
 
     def save(self, path: Path) -> None:
         """Write the keys to a new file of mode 0600, in a folder of mode 0700. An existing file is a ConfigError."""
@@ -156,6 +163,13 @@ class Card:
             Ed25519PublicKey.from_public_bytes(self.signing_key).verify(self.signature, self._signed())
         except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, OverflowError):
             raise BadSignature(f"the card of node {self.node} is not signed by its key; ask for a new one") from None
+
+    def check(self, statement: bytes, signature: bytes) -> None:
+        """Raise BadSignature unless the holder of this card's signing key has signed the statement; verify it first."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.signing_key).verify(signature, statement)
+        except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+            raise BadSignature(f"node {self.node} has not signed what it is said to have said") from None
 
     def to_bytes(self) -> bytes:
         """The card on the wire: at most CARD_BYTES."""

@@ -114,7 +114,9 @@ class Mailbox:
         if box.frm is None or sender in box.frm:
             if sender not in box.gone:
                 box.awaited -= 1
-            if box.awaited == 0 or (box.quorum is not None and box.heard() >= box.quorum):
+            if box.awaited == 0:
+                self._end(box, box.future)
+            elif box.quorum is not None and box.heard() >= box.quorum:
                 self._satisfied(box)
 
     def _open(self, slot: Slot, opener: int) -> Box | None:
@@ -159,7 +161,7 @@ class Mailbox:
             self._close(slot)
             return box.empty()
         box.since_s = self._clock.time()
-        box.future = asyncio.get_running_loop().create_future()
+        box.future = self._clock.create_future()
         if timeout_s is not None:
             self._clock.post(timeout_s, self._finish, box, Priority.TIMER)
         if enough:
@@ -178,6 +180,8 @@ class Mailbox:
         if not box.messages and not lost:
             return len(frm)
         missing = [peer for peer in frm if peer not in box.messages]
+        if not lost:
+            return len(missing)
         gone = [peer for peer in missing if peer in lost]
         if gone and box.strict:
             raise self._unreachable(box, gone[0])
@@ -185,7 +189,7 @@ class Mailbox:
         return len(missing) - len(gone)
 
     def _satisfied(self, box: Box) -> None:
-        if box.awaited and box.grace_s:
+        if box.grace_s:
             self._clock.post(box.grace_s, self._finish, box, Priority.TIMER)
         else:
             self._finish(box)
@@ -193,10 +197,12 @@ class Mailbox:
     def _finish(self, box: Box) -> None:
         if self._boxes.get(box.slot) is not box or box.future is None or box.future.cancelled():
             return
+        self._end(box, box.future)
+
+    def _end(self, box: Box, future: asyncio.Future[dict[int, Any]]) -> None:
         self._close(box.slot)
-        future, box.future = box.future, None
-        if future is not None and not future.done():
-            future.set_result(box.empty())
+        box.future = None
+        future.set_result(box.empty())
 
     def _close(self, slot: Slot) -> None:
         box = self._boxes.pop(slot)

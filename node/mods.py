@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Sees what its node sees, and changes nothing. One instance per node."""
+    """Sees what its node sees, and changes nothing. One instance per node.
+
+    It may record ops on the Refs that it sees (``ctx.apply``) and keep metrics (``ctx.record``): the node computes what
+    it would compute without. It must not draw from ``ctx.rng``.
+    """
 
     class Config(Section):
         """An observer's own options: keys of its ``[[mods]]`` table."""
@@ -31,6 +35,9 @@ class Observer:
 
     def trained(self, ctx: Context, before: Ref, after: Ref) -> None:
         """The node trains ``before`` into ``after``, after every mod."""
+
+    def ended(self, ctx: Context) -> None:
+        """The node's protocol has ended."""
 
 
 class Mod:
@@ -74,15 +81,18 @@ class Wrapping:
             if changed is None:
                 return None
             changed = mod.outgoing(ctx, to, changed)
-        if changed is not None:
-            for observer in self.observers:
-                observer.sent(ctx, to, changed)
+        if changed is not None and self.observers:
+            with ctx.aside():
+                for observer in self.observers:
+                    observer.sent(ctx, to, changed)
         return changed
 
     def incoming(self, ctx: Context, sender: int, message: Message) -> Message | None:
         """Show a message to every observer, then pass it in through every mod, the last one first."""
-        for observer in self.observers:
-            observer.received(ctx, sender, message)
+        if self.observers:
+            with ctx.aside():
+                for observer in self.observers:
+                    observer.received(ctx, sender, message)
         changed: Message | None = message
         for mod in reversed(self.mods):
             if changed is None:
@@ -94,6 +104,14 @@ class Wrapping:
         """Pass a trained model through every mod, then show it to every observer."""
         for mod in self.mods:
             after = mod.trained(ctx, before, after)
-        for observer in self.observers:
-            observer.trained(ctx, before, after)
+        if self.observers:
+            with ctx.aside():
+                for observer in self.observers:
+                    observer.trained(ctx, before, after)
         return after
+
+    def ended(self, ctx: Context) -> None:
+        """Tell every observer that the protocol has ended."""
+        with ctx.aside():
+            for observer in self.observers:
+                observer.ended(ctx)

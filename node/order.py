@@ -20,6 +20,10 @@ _MANY = 16
 """Inputs of a sum that is worth a call of its own as soon as they are there."""
 _MOST_OF_BUDGET = 0.75
 """Share of a budget that one batch may take: the rest keeps what the next batches read."""
+_USUAL_OF_BUDGET = 0.125
+"""The same for a batch of more than :data:`_ENOUGH_TASKS`: what it takes, other models have to leave memory for."""
+_ENOUGH_TASKS = 8
+"""Models too large for the cache are trained by so many at once: a larger batch of them is no faster."""
 
 
 class Work:
@@ -218,7 +222,8 @@ class _ByMemory:
             new = [i for i in self._work.inputs[id] if i not in inputs]
             read_bytes += sum([self._size[i] for i in new])
             written_bytes += self._size[id]
-            if batch and read_bytes + 2 * written_bytes > _MOST_OF_BUDGET * self._budget_bytes:
+            share = _MOST_OF_BUDGET if len(batch) < _ENOUGH_TASKS else _USUAL_OF_BUDGET
+            if batch and read_bytes + 2 * written_bytes > share * self._budget_bytes:
                 break
             heapq.heappop(heap)
             self._ready.remove(id)

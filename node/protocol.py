@@ -45,6 +45,14 @@ class Protocol:
     handlers: ClassVar[Mapping[type[Message], Callable[..., Message | None]]] = {}
     uses_topology: ClassVar[bool] = True
     """Whether it asks the context for neighbours; where not, the experiment's topology need not exist."""
+    side_channels: ClassVar[tuple[str, ...]] = ()
+    """What its traffic tells besides the models that it carries, because a choice was made with private data (who is
+    contacted, a cluster's number): no noise on models covers that, so every summary says so."""
+    aggregates: ClassVar[bool] = False
+    """Whether other nodes' models enter a node's own through ``ctx.aggregate`` alone, so that every rule of the
+    experiment's ``[aggregation]`` guards it; where not, there is only the rule ``mean``."""
+    hides_models: ClassVar[bool] = False
+    """Whether it draws noise or shares secrets, through ``ctx.privacy``: a summary then says if they are secret."""
     config: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -67,6 +75,22 @@ class Protocol:
     def topologies(cls, config: Any) -> Sequence[TopologySection]:
         """Topologies of the protocol's own, beside the experiment's, so that they are checked before a run starts."""
         return ()
+
+    @classmethod
+    def aggregated(cls, config: Any, nodes: int) -> int | None:
+        """How many models a node aggregates in a full round, its own included where it counts; None: its own and those
+        of its neighbours in the topology."""
+        return None
+
+    @classmethod
+    def private_layers(cls, config: Any) -> int:
+        """How many of a model's last layers stay with their node, for ``ctx.split``; messages may carry both parts."""
+        return 0
+
+    @classmethod
+    def uses_local_tests(cls, config: Any) -> bool:
+        """Whether it evaluates on what nodes hold out for themselves: ``data.local_test_fraction`` must be above 0."""
+        return False
 
     @classmethod
     def roles(cls, nodes: int) -> Mapping[int, str]:

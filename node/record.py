@@ -243,10 +243,14 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def _parts(name: str, ref: Ref) -> list[tuple[str, str]]:
-    """The metrics that a recorded Ref yields, each with the name of its part in the value ('' for a lone number)."""
+    """The metrics that a recorded Ref yields, each with the name of its part in the value ('' for a lone number).
+
+    ``own_accuracy`` is the accuracy of whatever was recorded under that name.
+    """
     names = ref.spec.names
-    if name in names:
-        return [(name, name)]
+    for part in names:
+        if name == part or name.endswith(f"_{part}"):
+            return [(name, part)]
     if names:
         return [(f"{name}.{part}", part) for part in names]
     if ref.spec.shape:

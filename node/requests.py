@@ -27,7 +27,7 @@ class Requests:
         """Open a request: its number, and what its answer or failure comes to."""
         self.asked += 1
         number = self.asked
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = self._clock.create_future()
         self._open[number] = (to, future)
         if timeout_s is not None:
             late = DeadlineExceeded(

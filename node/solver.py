@@ -217,6 +217,8 @@ class Solver:
         self._deduplicate = deduplicate
         self._fuse = fuse
         self._store = store
+        self._unfetched: list[int] = []
+        """Numbers that an executor could not hand over yet: asked for again before anybody reads them."""
 
     def solve(self, wanted: Iterable[Ref]) -> None:
         """Solve everything that ``wanted`` needs; metrics and numbers among it are fetched.
@@ -237,8 +239,10 @@ class Solver:
         finally:
             plan.abandon()
             self.deduplicated += plan.deduplicated
-        numbers = [ref.id for ref in unsolved.values() if not size_bytes(ref.spec)]
-        self._fetch(numbers)
+        kept = [id for id in self._unfetched if id in self.graph.values]
+        self._unfetched = [*kept, *[ref.id for ref in unsolved.values() if not size_bytes(ref.spec)]]
+        self._fetch(self._unfetched)
+        numbers, self._unfetched = self._unfetched, []
         if self._store is not None:
             self._store.note(numbers)
         self.graph.retire()

@@ -7,6 +7,7 @@ last (Belady, IBM Systems Journal 1966), and before that what it does not read a
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import shutil
@@ -27,6 +28,8 @@ _GROWTH_SLOTS = 256
 """or by so many slots, if that is less."""
 _MOST_OF_DISK = 0.9
 """Share of the free space that one growth may take."""
+_TRIM_SHARE = 0.5
+"""Share of the budget that is made anew between two times that freed memory is given back."""
 _ALIGNMENT = 64
 """Some kernels round by where a buffer starts, so that a value must not come back at another alignment."""
 
@@ -85,6 +88,7 @@ class Values(Mapping[int, Value]):
         """The tensors in memory, by the identity of the object: entries keep their objects alive."""
         self._held_bytes = 0
         self._reserved_bytes = 0
+        self._untrimmed_bytes = 0
         self._tick = 0
 
     # A mapping
@@ -165,6 +169,7 @@ class Values(Mapping[int, Value]):
             ConfigError: that is more than the budget.
             StoreError: the file cannot take what has to leave for it.
         """
+        self._trim(new_bytes)
         self._reserved_bytes = 0
         self._tick += 1
         absent: dict[Entry, None] = {}
@@ -225,6 +230,13 @@ class Values(Mapping[int, Value]):
             if excess <= 0:
                 return
         self.check(self.budget_bytes + excess)
+
+    def _trim(self, new_bytes: int) -> None:
+        """Now and then give back what earlier batches have freed: else the process grows beyond what is counted."""
+        self._untrimmed_bytes += new_bytes
+        if self.budget_bytes and self._untrimmed_bytes > _TRIM_SHARE * self.budget_bytes:
+            self._untrimmed_bytes = 0
+            _give_back_freed_memory()
 
     def _spill(self, entry: Entry) -> None:
         assert self._file is not None
@@ -331,6 +343,17 @@ class SpillFile:
 
 _identity = id
 """The identity of an object; ``id`` is a task's number here."""
+
+
+def _give_back_freed_memory() -> None:
+    """Return the pages of malloc's gaps to the system; glibc alone has the call.
+
+    It keeps gaps between what is still in use, and a gap that an aligned buffer has left is too small for the next such
+    buffer, which is as large but need not begin alike.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _aligned(size: int) -> memoryview:

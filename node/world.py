@@ -15,12 +15,15 @@ from typing import Protocol as Interface
 
 import numpy as np
 
+from node.aggregation import Aggregation
 from node.clock import Clock
 from node.config import TopologySection
 from node.errors import StarlingError
 from node.graph import Graph
 from node.message import Message
-from node.op import Op, Ref, Spec, Value
+from node.op import Op, Ref, Spec, Static, Value
+from node.private import Mechanisms
+from node.sparse import SparseOps
 from node.topology import Topology
 
 if TYPE_CHECKING:
@@ -48,9 +51,26 @@ class Workload(Interface):
 
     model_spec: Spec
     init: Op[...]
+    fresh: Op[...]
+    """A model drawn independently of the initial one, by the static argument draw."""
     train: Op[...]
+    adapt: Op[...]
+    """Training that is guided: pulled to another model, masked, or held to a part of the layers."""
     evaluate: Op[...]
+    risk: Op[...]
+    """How well an attack on a model's losses tells what a node trains on from what it holds out (AUC - 0.5)."""
     mix: Op[...]
+    part: Op[...]
+    """The elements ``start`` to ``stop`` of a model."""
+    join: Op[...]
+    """Parts of a model one after another."""
+    aggregation: Aggregation | None
+    """What takes the place of ``mix`` where a node must not trust all that it hears."""
+
+    @property
+    def sparse(self) -> SparseOps:
+        """Masks of the model."""
+        ...
 
     def shard_size(self, node: int) -> int:
         """Samples that a node trains on."""
@@ -76,6 +96,64 @@ class Workload(Interface):
         """Learning rate of a node's ``call``-th train, counted from 0."""
         ...
 
+    @property
+    def groups(self) -> int:
+        """How many kinds of data there are: ground truth of the experiment."""
+        ...
+
+    def group_of(self, node: int) -> int:
+        """Which kind of data a node has: ground truth of the experiment."""
+        ...
+
+    def cut(self, layers: int) -> int:
+        """Where a model's last ``layers`` layers begin. Raises ConfigError where it has no more than these."""
+        ...
+
+
+def shapes(workload: Workload, private_layers: int) -> frozenset[Spec]:
+    """What a model, or a part of one, in a message may look like."""
+    whole = workload.model_spec
+    if not private_layers:
+        return frozenset({whole})
+    cut = workload.cut(private_layers)
+    return frozenset(whole._replace(shape=(size,)) for size in (*whole.shape, cut, whole.shape[0] - cut))
+
+
+class Ledger(Interface):
+    """What every node has spent of its privacy budget."""
+
+    def charge(self, node: int, steps: int) -> bool:
+        """Enter training steps that a node is about to take; False: it must not take them, and goes on without.
+
+        Raises:
+            BudgetSpent: the budget does not allow them.
+        """
+        ...
+
+    def spent(self, node: int) -> Mapping[str, float]:
+        """A node's privacy loss so far, as metrics."""
+        ...
+
+
+class Lineage(Interface):
+    """Keeps how every value came to be and who received it, for those who account for it afterwards."""
+
+    def made(self, node: int, value: Ref, op: str, inputs: Sequence[Ref], static: Static) -> None:
+        """A node has recorded an op."""
+        ...
+
+    def received(self, node: int, sender: int, message: Message) -> None:
+        """A message has come to a node, before any mod."""
+        ...
+
+    def left(self, node: int, value: Ref, content: memoryview) -> None:
+        """A value's bytes are about to leave a real node's process: to others, or to where it saves them."""
+        ...
+
+    def came(self, node: int, value: Ref, content: memoryview) -> None:
+        """A value's bytes have come into a real node's process, which has made this Ref of them."""
+        ...
+
 
 class World(Interface):
     """What a context stands on."""
@@ -87,6 +165,12 @@ class World(Interface):
     initial: Ref
     gone: Collection[int]
     """Nodes that everybody knows to be gone; a context may know of more."""
+    ledger: Ledger | None
+    """Privacy budgets, where training is private."""
+    lineage: Lineage | None
+    """Where somebody wants to know how values came to be."""
+    mechanisms: Mechanisms | None
+    """What hides models from others, where it is at hand."""
 
     @property
     def clock(self) -> Clock:
@@ -119,6 +203,10 @@ class World(Interface):
 
     def value(self, ref: Ref) -> Awaitable[Value]:
         """Solve a value."""
+        ...
+
+    def solved(self, refs: Sequence[Ref]) -> Awaitable[None]:
+        """Solve several values together."""
         ...
 
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
@@ -160,6 +248,16 @@ class LocalData:
     def label_histogram(self) -> np.ndarray:
         """How many samples of each class this node trains on, shape [classes]."""
         return self._world.workload.label_histogram(self._node)
+
+    @property
+    def true_group(self) -> tuple[int, ...]:
+        """All nodes whose data are of this node's kind, itself among them: ground truth that no real node could know.
+
+        For evaluation only: a protocol that reads it is an upper bound for those that do not.
+        """
+        workload = self._world.workload
+        group = workload.group_of(self._node)
+        return tuple([node for node in self._world.peers("learner") if workload.group_of(node) == group])
 
 
 def cannot_go_on(error: BaseException) -> str:

@@ -20,6 +20,8 @@ class Exchange(Message, name="adpsgd/exchange/1"):
 class ADPSGD(Protocol):
     """Asynchronous pairwise gossip; goes on when neighbours die."""
 
+    aggregates = True
+
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
 
@@ -30,6 +32,13 @@ class ADPSGD(Protocol):
 
     config: Config
     model: Ref
+    progress: float = 0.0
+    """The share of its trainings that this node has done."""
+
+    @classmethod
+    def aggregated(cls, config: Config, nodes: int) -> int:
+        """The two models of an exchange."""
+        return 2
 
     async def run(self, ctx: Context) -> Ref:
         """Train and exchange at this node's own pace."""
@@ -38,12 +47,11 @@ class ADPSGD(Protocol):
         if saved := ctx.restore():
             self.model, first = saved["model"], saved["round"]
         for round in range(first, self.config.rounds):
-            start = self.model
+            start, self.progress = self.model, round / self.config.rounds
             trained = await ctx.train(start)
             self.model = ctx.apply(shift, self.model, trained, start)
             await self.exchange_with_one(ctx, round)
-            metrics = ctx.evaluate(self.model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics)
+            ctx.record(round=round, **ctx.judge(self.model))
             await ctx.checkpoint(round=round + 1, model=self.model)
         return self.model
 
@@ -60,11 +68,19 @@ class ADPSGD(Protocol):
             ctx.log.info("exchange failed", peer=peer, round=round, reason=str(error))
             return
         if isinstance(answer, Exchange):
-            self.model = ctx.apply(shift, self.model, answer.model, sent, by=0.5)
+            self.average(ctx, sent, answer.model)
 
     @on(Exchange)
     def answer(self, ctx: Context, sender: int, message: Exchange) -> Exchange:
         """The passive side: average, and answer with the model from before."""
         mine = self.model
-        self.model = ctx.apply(shift, mine, message.model, mine, by=0.5)
+        self.average(ctx, mine, message.model)
         return Exchange(model=mine)
+
+    def average(self, ctx: Context, sent: Ref, heard: Ref) -> None:
+        """Move as the model that was sent moves when it is averaged with the other."""
+        if ctx.is_robust:
+            averaged = ctx.aggregate(sent, [heard], progress=self.progress)
+            self.model = ctx.apply(shift, self.model, averaged, sent)
+        else:
+            self.model = ctx.apply(shift, self.model, heard, sent, by=0.5)

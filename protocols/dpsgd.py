@@ -18,6 +18,8 @@ class Model(Message, name="dpsgd/model/1", key=("round",)):
 class DPSGD(Protocol):
     """Synchronous gossip over a fixed or changing undirected or circulant topology."""
 
+    aggregates = True
+
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
 
@@ -39,8 +41,8 @@ class DPSGD(Protocol):
             heard = await ctx.collect(
                 Model, frm=ctx.sources(round), timeout_s=self.config.deadline_s or None, round=round
             )
-            model = ctx.mix([model, *(m.model for m in heard.values())], ctx.weights(heard, round))
-            metrics = ctx.evaluate(model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics)
+            others = {peer: message.model for peer, message in heard.items()}
+            model = ctx.aggregate(model, others, ctx.weights(heard, round), progress=round / self.config.rounds)
+            ctx.record(round=round, **ctx.judge(model))
             await ctx.checkpoint(round=round + 1, model=model)
         return model

@@ -26,6 +26,7 @@ class Epidemic(Protocol):
     """Randomized gossip; uniform average over a node and those it heard."""
 
     uses_topology = False
+    aggregates = True
 
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
@@ -51,6 +52,11 @@ class Epidemic(Protocol):
             )
 
     @classmethod
+    def aggregated(cls, config: Config, nodes: int) -> int:
+        """A node's own model and ``degree`` others."""
+        return config.degree + 1
+
+    @classmethod
     def topologies(cls, config: Config) -> tuple[TopologySection, ...]:
         """The oracle's graphs."""
         return (_graph(config.degree),) if config.variant == "oracle" else ()
@@ -63,9 +69,9 @@ class Epidemic(Protocol):
         for round in range(first, self.config.rounds):
             model = await ctx.train(model)
             heard = await self.exchange(ctx, Model(round=round, model=model))
-            model = ctx.mix([model, *(m.model for m in heard.values())])
-            metrics = ctx.evaluate(model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics)
+            others = {peer: message.model for peer, message in heard.items()}
+            model = ctx.aggregate(model, others, progress=round / self.config.rounds)
+            ctx.record(round=round, **ctx.judge(model))
             await ctx.checkpoint(round=round + 1, model=model)
         return model
 

@@ -69,6 +69,7 @@ class FedAvg(Protocol):
     """Rounds of: the server samples clients, they train its model, it averages what comes back."""
 
     uses_topology = False
+    aggregates = True
 
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
@@ -109,6 +110,11 @@ class FedAvg(Protocol):
             raise ConfigError("nodes: fedavg needs a server and at least one client; allowed: 2 or more")
         if config.sample > nodes - 1:
             raise ConfigError(f"protocol.sample: {config.sample} of {nodes - 1} clients; allowed: 0 to {nodes - 1}")
+
+    @classmethod
+    def aggregated(cls, config: Config, nodes: int) -> int:
+        """The server aggregates the updates of a round; the global model is what they are judged by."""
+        return config.sample or nodes - 1
 
     @classmethod
     def roles(cls, nodes: int) -> Mapping[int, str]:
@@ -164,7 +170,8 @@ class FedAvg(Protocol):
         for round in range(first, self.config.rounds):
             updates = await self.round(ctx, round, model)
             if updates:
-                model, moments = self.step(ctx, model, average(ctx, updates), moments)
+                mean = average(ctx, model, updates, progress=round / self.config.rounds)
+                model, moments = self.step(ctx, model, mean, moments)
             metrics = ctx.evaluate(model)
             ctx.record(round=round, accuracy=metrics, loss=metrics, clients=len(updates))
             await ctx.checkpoint(round=round + 1, model=model, **moments)
@@ -207,7 +214,8 @@ class FedAvg(Protocol):
         return stepped, {"mean": first, "square": second}
 
 
-def average(ctx: Context, updates: dict[int, Update]) -> Ref:
-    """The mean of the clients' models, weighted by their samples."""
+def average(ctx: Context, model: Ref, updates: dict[int, Update], progress: float) -> Ref:
+    """The mean of the clients' models, weighted by their samples; the global ``model`` is no part of it."""
     total = sum(update.samples for update in updates.values())
-    return ctx.mix([u.model for u in updates.values()], weights=[u.samples / total for u in updates.values()])
+    weights = [0.0, *(update.samples / total for update in updates.values())]
+    return ctx.aggregate(model, {client: update.model for client, update in updates.items()}, weights, progress)

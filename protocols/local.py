@@ -9,6 +9,7 @@ class Local(Protocol):
     """Train, and never talk."""
 
     uses_topology = False
+    aggregates = True  # nothing: no rule changes anything
 
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
@@ -18,6 +19,11 @@ class Local(Protocol):
 
     config: Config
 
+    @classmethod
+    def aggregated(cls, config: Config, nodes: int) -> int:
+        """A node has its own model, and no other."""
+        return 1
+
     async def run(self, ctx: Context) -> Ref:
         """Train alone for all rounds."""
         model, first = ctx.initial_model(), 0
@@ -25,7 +31,6 @@ class Local(Protocol):
             model, first = saved["model"], saved["round"]
         for round in range(first, self.config.rounds):
             model = await ctx.train(model)
-            metrics = ctx.evaluate(model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics)
+            ctx.record(round=round, **ctx.judge(model))
             await ctx.checkpoint(round=round + 1, model=model)
         return model

@@ -54,7 +54,6 @@ class PushSum(Protocol):
             mass = ctx.mix([s.model for s in shares], weights=[1.0] * len(shares))
             weight = sum(s.weight for s in shares)
             estimate = ctx.apply(scale, mass, by=1.0 / weight)
-            metrics = ctx.evaluate(estimate)
-            ctx.record(round=round, accuracy=metrics, loss=metrics)
+            ctx.record(round=round, **ctx.judge(estimate))
             await ctx.checkpoint(round=round + 1, mass=mass, estimate=estimate, weight=weight)
         return estimate

@@ -24,6 +24,7 @@ PROMISED = {
     "Protocol",
     "ProtocolError",
     "Ref",
+    "ShownKey",
     "Spec",
     "StarlingError",
     "TopologySection",

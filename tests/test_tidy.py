@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     0: "errors message op clock",
     1: "graph values order solver cache digests identity codec topology record config tape usage timeline"
-    " arithmetic logs",
-    2: "protocol context mailbox requests mods world peers",
+    " arithmetic logs election",
+    2: "protocol context compute aggregation sparse mailbox requests mods world provenance private peers cohorts",
     3: "learn privacy store",
     4: "live sim",
     5: "testing cli experiment attack",
@@ -34,6 +34,7 @@ PROTOCOLS_MAY_IMPORT = {
     "math",
     "collections",
     "collections.abc",
+    "dataclasses",
     "__future__",
 }
 

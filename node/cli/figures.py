@@ -8,7 +8,8 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from node.cli.runs import Run, Spread, Summary
+from node.cli.runs import Run
+from node.cli.summary import Spread, Summary
 
 
 class Figure(NamedTuple):
@@ -72,7 +73,10 @@ def key_figures(summary: Summary) -> dict[str, Figure]:
         "seed": Figure(str(summary.seed)),
         "nodes": Figure(f"{summary.nodes:,}", summary.nodes),
         "rounds": Figure(f"{summary.rounds:,}", summary.rounds),
-        **{name: Figure(_spread(summary.metrics[name]), summary.metrics[name].mean, False) for name in names},
+        **{
+            _meant(name, summary): Figure(_spread(summary.metrics[name]), summary.metrics[name].mean, False)
+            for name in names
+        },
         "time": Figure(duration(summary.time_s), summary.time_s),
         "wall time": Figure(duration(summary.wall_s), summary.wall_s),
         "messages": Figure(f"{summary.messages:,}", summary.messages),
@@ -96,6 +100,42 @@ def usage_figures(summary: Summary) -> dict[str, Figure]:
         "online hours": Figure(f"{usage.online_hours:.4g}", usage.online_hours),
         "utilisation": Figure(f"{busy.mean:.1%} ({busy.min:.1%} to {busy.max:.1%})", busy.mean, False),
     }
+
+
+def fairness_figures(summary: Summary) -> dict[str, Figure]:
+    """How far apart groups of nodes are, and nodes; nothing where their data do not differ."""
+    fairness = summary.fairness
+    if fairness is None:
+        return {}
+    numbers = {
+        "gap between groups": fairness.accuracy_gap,
+        "fair accuracy": fairness.fair_accuracy,
+        "demographic parity, sum": fairness.demographic_parity.sum,
+        "demographic parity, max": fairness.demographic_parity.max,
+        "equalized odds, sum": fairness.equalized_odds.sum,
+        "equalized odds, max": fairness.equalized_odds.max,
+        "recall, sum": fairness.equalized_odds.recall,
+        "standard deviation over nodes": fairness.std,
+        "Jain index over nodes": fairness.jain,
+        "worst tenth of the nodes": fairness.worst_decile,
+    }
+    known = {name: number for name, number in numbers.items() if number is not None}
+    return {name: Figure(f"{number:.4f}", number, False) for name, number in known.items()}
+
+
+def privacy_figures(summary: Summary) -> dict[str, Figure]:
+    """What is protected, how well, and from what it is not; nothing where nothing is claimed."""
+    privacy = summary.privacy
+    if privacy is None:
+        return {}
+    told = {"protected": privacy.mechanism, "at most": privacy.guarantee}
+    if privacy.epsilon is not None:
+        told["mean over nodes of that epsilon"] = _epsilon(privacy.epsilon.mean)
+        told["budget of that epsilon"] = "none" if privacy.budget is None else f"{privacy.budget:g}"
+        told["noise over clipping norm"] = f"{privacy.sigma:g} over {privacy.clip:g}, {privacy.noise}"
+        told["batches"] = privacy.sampling
+    told |= {"side channels": ", ".join(privacy.side_channels), "warnings": "; ".join(privacy.warnings)}
+    return {name: Figure(text) for name, text in told.items() if text}
 
 
 def graph_figures(summary: Summary) -> dict[str, Figure]:
@@ -154,6 +194,18 @@ def _number(number: float) -> str:
 def _spread(spread: Spread) -> str:
     mean, std, low, high = ("–" if v is None else f"{v:.4g}" for v in (spread.mean, spread.std, spread.min, spread.max))
     return f"{mean} ± {std} ({low} to {high})"
+
+
+def _epsilon(number: float | None) -> str:
+    return "infinite" if number is None else f"{number:.4g}"
+
+
+def _meant(metric: str, summary: Summary) -> str:
+    """A metric's name; of an epsilon, with what it means nothing without."""
+    privacy = summary.privacy
+    if metric != "epsilon" or privacy is None:
+        return metric
+    return f"epsilon per {privacy.unit}, {privacy.adjacency.replace('_', '-')}, {privacy.view}"
 
 
 def _printable(text: str) -> str:

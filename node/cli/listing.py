@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+from node.attack.kinds import KINDS
 from node.config import ExecutorSection, TopologySection
 from node.experiment.loading import bundled, load
 from node.experiment.plugins import registered
@@ -52,7 +53,7 @@ def choices() -> dict[str, dict[str, str]]:
         "datasets": _DATASETS,
         "topologies": _TOPOLOGIES,
         "executors": _EXECUTORS,
-        "attacks": {},
+        "attacks": {name: kind.meaning for name, kind in KINDS.items()},
         "mods": {"module:Class": "any subclass of node.Mod or node.Observer"},
     }
 

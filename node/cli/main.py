@@ -71,6 +71,9 @@ def run(
     sweeps: Annotated[
         list[str] | None, typer.Option("--sweep", metavar="KEY=V1,V2", help="Run with each value; may be repeated.")
     ] = None,
+    no_sweep: Annotated[
+        bool, typer.Option("--no-sweep", help="Run the experiment itself, not what [sweep] in its file makes of it.")
+    ] = False,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what nodes do when, for trace viewers.")
     ] = None,
@@ -78,7 +81,7 @@ def run(
         bool, typer.Option("--check-determinism", help="Simulate twice and compare every event.")
     ] = False,
 ) -> None:
-    """Run one experiment with all its nodes, or, with --sweep, at every combination of some values."""
+    """Run one experiment with all its nodes; with --sweep, or [sweep] in its file, all combinations of some values."""
     from node.cli import running
 
     overrides = [*(sets or []), *([f"clock={clock.value}"] if clock else [])]
@@ -89,12 +92,14 @@ def run(
             )
         typer.echo(running.check_determinism(experiment, overrides))
         return
-    if sweeps:
+    from node.experiment.axes import grids
+
+    if sweeps or (not no_sweep and grids(experiment)):
         if trace:
             raise ConfigError("--trace is one run's file; with --sweep write --set record.trace=true, for one each")
         from node.cli.sweeps import run_sweep
 
-        raise typer.Exit(run_sweep(experiment, overrides, sweeps, out, as_json=as_json, quiet=quiet))
+        raise typer.Exit(run_sweep(experiment, overrides, sweeps or [], out, as_json=as_json, quiet=quiet))
     summary, folder = running.run(experiment, overrides, out, quiet or as_json, trace)
     if as_json:
         typer.echo(json.dumps(summary))
@@ -116,6 +121,36 @@ def node(
     from node.experiment.daemon import run_node
 
     raise typer.Exit(run_node(settings, experiment))
+
+
+@app.command()
+def attack(
+    kind: Annotated[str, typer.Argument(help="A kind of attack ('starling list attacks'), or module:Class.")],
+    experiment: Annotated[str, typer.Option(help="A TOML file, or the name of a bundled experiment.")] = "",
+    nodes: Annotated[list[int] | None, typer.Option("--node", help="Who attacks; may be repeated.")] = None,
+    clock: Annotated[Clock | None, typer.Option(help="Real processes on this machine, or a simulation.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override any key; attack.KEY: the attack's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: runs/NAME-TIME.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json on stdout, and nothing else.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    join: Annotated[str, typer.Option(metavar="INVITE", help="Join a running network instead.")] = "",
+) -> None:
+    """Run an experiment with an attacker among its nodes, and say what it has measured."""
+    from node.cli import attack as attacking
+
+    if join:
+        raise ConfigError("--join: networks have no invitations yet; allowed: --experiment")
+    if not experiment:
+        raise ConfigError("--experiment: is missing; name a TOML file or a bundled experiment")
+    overrides = [*(sets or []), *([f"clock={clock.value}"] if clock else [])]
+    summary, folder = attacking.run(kind, experiment, nodes, overrides, out, quiet or as_json)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        attacking.tell(summary, folder)
+    raise typer.Exit({"finished": SUCCESS, "interrupted": INTERRUPTED}.get(summary["status"], FAILED))
 
 
 @app.command()

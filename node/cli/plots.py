@@ -21,26 +21,27 @@ if TYPE_CHECKING:
 
 Edges = Sequence[tuple[int, int]] | Integers
 
-_COLOURS = ("#0f83c9", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+COLOURS = ("#0f83c9", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _DASHES = ((), (6.0, 3.0), (2.0, 2.0), (8.0, 2.0, 2.0, 2.0), (4.0, 4.0))  # so that equal lines show one another
-_INK = "#123456"  # stands for the page's text colour until the SVG is written
+INK = "#123456"
+"""Stands for the page's text colour until the SVG is written."""
 _PAPER = "#fedcba"  # stands for the page's background
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "starling",
     "text.parse_math": False,
     "font.size": 10.0,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
     "grid.alpha": 0.15,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.8,
@@ -55,9 +56,9 @@ _EXACT_LAYOUT = 80  # nodes up to which the slower, better layout is worth its t
 
 def swatch(index: int) -> str:
     """The line of the ``index``-th run, as a small SVG for a legend."""
-    dashes = " ".join(f"{length:g}" for length in _dashes(index))
+    dashes = " ".join(f"{length:g}" for length in dashes_of(index))
     return (
-        f'<svg class="swatch" viewBox="0 0 24 8"><line x1="0" y1="4" x2="24" y2="4" stroke="{_colour(index)}" '
+        f'<svg class="swatch" viewBox="0 0 24 8"><line x1="0" y1="4" x2="24" y2="4" stroke="{colour_of(index)}" '
         f'stroke-width="3" stroke-dasharray="{dashes}"/></svg>'
     )
 
@@ -71,20 +72,48 @@ def lines(curves: Sequence[Curve | None], x_label: str, y_label: str, x_unit: st
 
     def paint(axes: Any) -> None:
         for index, curve in drawn:
-            colour = _colour(index)
+            colour = colour_of(index)
             if len(drawn) <= _BANDS:
                 axes.fill_between(curve.x, curve.p10, curve.p90, color=colour, alpha=0.22, linewidth=0)
             if len(drawn) == 1:
                 for extreme in (curve.min, curve.max):
                     axes.plot(curve.x, extreme, color=colour, alpha=0.55, linewidth=0.7)
             marker = "o" if curve.x.size == 1 else None
-            axes.plot(curve.x, curve.mean, color=colour, dashes=_dashes(index), marker=marker)
+            axes.plot(curve.x, curve.mean, color=colour, dashes=dashes_of(index), marker=marker)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.02)
         axes.grid(True)
         _count_x(axes, x_unit)
 
-    return _draw(paint)
+    return draw(paint)
+
+
+def log_log(curves: Sequence[tuple[Floats, Floats] | None], x_label: str, y_label: str) -> str:
+    """One line per run, [points] over [points], both axes logarithmic; the diagonal is dashed. None draws nothing."""
+
+    def paint(axes: Any) -> None:
+        drawn = [(index, curve) for index, curve in enumerate(curves) if curve is not None]
+        lowest = min(float(x.min()) for _, (x, _) in drawn)
+        axes.plot([lowest, 1], [lowest, 1], color=INK, linewidth=0.8, dashes=(4, 2))
+        for index, (x, y) in drawn:
+            axes.plot(x, y, color=colour_of(index), dashes=dashes_of(index))
+        axes.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+        plain_numbers(axes.xaxis, axes.yaxis)
+        axes.grid(True)
+
+    return draw(paint)
+
+
+def side_by_side(above: Floats, below: Floats, labels: tuple[str, str]) -> str:
+    """Two rows of grey images [images, height, width] with values from 0 to 1."""
+
+    def paint(axes: Any, other: Any) -> None:
+        for place, images, label in ((axes, above, labels[0]), (other, below, labels[1])):
+            framed = np.pad(images, ((0, 0), (0, 0), (0, 1)), constant_values=np.nan)
+            place.imshow(np.hstack(list(framed)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            place.set(xticks=[], yticks=[], ylabel=label)
+
+    return draw(paint, height=2.4, panels=(1.0, 1.0))
 
 
 def histogram(values: Floats, x_label: str) -> str:
@@ -92,13 +121,13 @@ def histogram(values: Floats, x_label: str) -> str:
 
     def paint(axes: Any) -> None:
         bins = min(30, max(5, 2 * int(np.sqrt(values.size))))
-        axes.hist(values, bins=bins, color=_colour(0), alpha=0.75, rwidth=0.92)
-        axes.axvline(float(np.median(values)), color=_INK, linewidth=1.2, dashes=(4, 2))
+        axes.hist(values, bins=bins, color=colour_of(0), alpha=0.75, rwidth=0.92)
+        axes.axvline(float(np.median(values)), color=INK, linewidth=1.2, dashes=(4, 2))
         axes.set(xlabel=x_label, ylabel="nodes")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.grid(True, axis="y")
 
-    return _draw(paint, height=2.6)
+    return draw(paint, height=2.6)
 
 
 def strips(groups: Sequence[Floats | None], x_label: str) -> str:
@@ -107,7 +136,7 @@ def strips(groups: Sequence[Floats | None], x_label: str) -> str:
 
     def paint(axes: Any) -> None:
         for row, (index, values) in enumerate(drawn):
-            colour = _colour(index)
+            colour = colour_of(index)
             low, p10, median, p90, high = np.percentile(values, (0, 10, 50, 90, 100))
             axes.plot((low, high), (row, row), color=colour, linewidth=1.0)
             axes.plot((p10, p90), (row, row), color=colour, linewidth=7.0, alpha=0.45, solid_capstyle="butt")
@@ -118,7 +147,7 @@ def strips(groups: Sequence[Floats | None], x_label: str) -> str:
         axes.spines["left"].set_visible(False)
         axes.grid(True, axis="x")
 
-    return _draw(paint, height=1.0 + 0.4 * len(drawn))
+    return draw(paint, height=1.0 + 0.4 * len(drawn))
 
 
 def network(kind: str, nodes: int, edges: Edges, values: Mapping[int, float], label: str, *, directed: bool) -> str:
@@ -130,17 +159,17 @@ def network(kind: str, nodes: int, edges: Edges, values: Mapping[int, float], la
 
     def paint(axes: Any) -> None:
         _paint_edges(axes, at, edges, area if directed else None)
-        axes.scatter(*at[unknown].T, s=area, facecolor=_PAPER, edgecolor=_INK, linewidth=0.8, zorder=2)
+        axes.scatter(*at[unknown].T, s=area, facecolor=_PAPER, edgecolor=INK, linewidth=0.8, zorder=2)
         if known.size:
             colours = [values[int(node)] for node in known]
-            dots = axes.scatter(*at[known].T, s=area, c=colours, cmap=_map(), edgecolor=_INK, linewidth=0.5, zorder=2)
+            dots = axes.scatter(*at[known].T, s=area, c=colours, cmap=_map(), edgecolor=INK, linewidth=0.5, zorder=2)
             if np.ptp(colours) > 0:
                 axes.figure.colorbar(dots, ax=axes, shrink=0.7, label=label).outline.set_visible(False)
         axes.set_aspect("equal")
         axes.margins(0.08)
         axes.set_axis_off()
 
-    return _draw(paint, height=4.0)
+    return draw(paint, height=4.0)
 
 
 def activities(timeline: Timeline) -> str:
@@ -166,7 +195,7 @@ def activities(timeline: Timeline) -> str:
             below.set_yticks(np.arange(rows) + 0.5, [str(node) for node in order])
             below.tick_params(axis="y", length=0)
 
-    return _draw(paint, height=4.4, panels=(1.0, 2.6))
+    return draw(paint, height=4.4, panels=(1.0, 2.6))
 
 
 def _row_label(timeline: Timeline) -> str:
@@ -178,11 +207,22 @@ def _rgba(colour: str) -> list[int]:
     return [int(part, 16) for part in re.findall("..", colour.removeprefix("#").ljust(8, "f"))]
 
 
-def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+def plain_numbers(*axis: Any) -> None:
+    """Numbers as people write them, also on logarithmic axes: powers of ten are formulas, which are not drawn."""
+    from matplotlib.ticker import NullFormatter
+
+    for one in axis:
+        one.set_major_formatter(lambda value, _: f"{value:g}")
+        one.set_minor_formatter(NullFormatter())
 
 
-def _dashes(index: int) -> tuple[float, ...]:
+def colour_of(index: int) -> str:
+    """The colour of the ``index``-th of several things."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def dashes_of(index: int) -> tuple[float, ...]:
+    """The dashes of the ``index``-th of several lines, so that equal ones show one another."""
     return _DASHES[index % len(_DASHES)]
 
 
@@ -208,13 +248,13 @@ def _paint_edges(axes: Any, at: Floats, edges: Edges, heads: float | None) -> No
     begin, end = at[pairs[:, 0]], at[pairs[:, 1]]
     if heads is None:
         axes.add_collection(
-            LineCollection(list(np.stack([begin, end], axis=1)), colors=_INK, alpha=0.35, linewidths=0.8)
+            LineCollection(list(np.stack([begin, end], axis=1)), colors=INK, alpha=0.35, linewidths=0.8)
         )
         return
     along = end - begin
     rim = (np.sqrt(heads) / 2 + 1.5) / _POINTS_PER_UNIT / np.linalg.norm(along, axis=1, keepdims=True)
     shape = {"angles": "xy", "scale_units": "xy", "scale": 1.0, "width": 0.004, "headwidth": 6.0}
-    axes.quiver(*begin.T, *(along * np.maximum(1 - rim, 0.2)).T, color=_INK, alpha=0.4, zorder=1, **shape)
+    axes.quiver(*begin.T, *(along * np.maximum(1 - rim, 0.2)).T, color=INK, alpha=0.4, zorder=1, **shape)
 
 
 def _layout(kind: str, nodes: int, edges: Edges) -> Floats:
@@ -235,7 +275,7 @@ def _layout(kind: str, nodes: int, edges: Edges) -> Floats:
     return np.array([places[node] for node in range(nodes)], dtype=np.float64)
 
 
-def _draw(paint: Callable[..., None], height: float = 3.0, panels: Sequence[float] = (1.0,)) -> str:
+def draw(paint: Callable[..., None], height: float = 3.0, panels: Sequence[float] = (1.0,)) -> str:
     """What ``paint`` puts on axes 5 inches wide, as SVG for the inside of a page.
 
     With several ``panels`` (their relative heights) ``paint`` gets as many axes, one above the other.
@@ -254,7 +294,7 @@ def _draw(paint: Callable[..., None], height: float = 3.0, panels: Sequence[floa
 
 def _inline(document: str) -> str:
     """An SVG document as an element of a page: no prolog, no fixed size, and names that are hashes only."""
-    body = document[document.index("<svg") :].strip().replace(_INK, "currentColor").replace(_PAPER, "Canvas")
+    body = document[document.index("<svg") :].strip().replace(INK, "currentColor").replace(_PAPER, "Canvas")
     _, box, rest = re.split(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', body, maxsplit=1)
     rest = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", rest, flags=re.DOTALL)
     rest = re.sub(r'<g id="[^"]*"', "<g", rest)

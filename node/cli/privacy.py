@@ -1,18 +1,24 @@
-"""``starling privacy``: what noise costs and buys. Each command prints one number, so that a script can use it."""
+"""``starling privacy``: what noise costs and buys, one number a command, and what a run has given away."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from node.errors import ConfigError
 
+if TYPE_CHECKING:
+    from node.privacy.exposure import Exposure
+
 _DIGITS = 6
 _METHODS = {"rdp": "rdp", "pld": "pld", "gaussian": "gdp"}
 
-app = typer.Typer(help="What noise costs and buys: one number each.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="What noise costs and buys, and what a run gave away.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Sigma = Annotated[float, typer.Option(help="Noise multiplier: standard deviation over clipping norm.")]
 Rate = Annotated[float, typer.Option(help="Poisson sampling rate of each step; 1: all records.")]
@@ -49,6 +55,55 @@ def sigma(
 
     needed = gaussian.calibrate(lambda noise: _epsilon(noise, q, steps, delta, accountant, adjacency), epsilon)
     typer.echo(_rounded_up(needed))
+
+
+@app.command()
+def network(
+    run: Annotated[Path, typer.Argument(help="The folder of a run with record.lineage.")],
+    collude: Annotated[str, typer.Option(metavar="A,B,...", help="Nodes that put together all they know.")] = "",
+    delta: Delta = 1e-5,
+    victim: Annotated[int | None, typer.Option(help="What is learned of this node alone.")] = None,
+    adjacency: Adjacency = "replace_one",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what the nodes of a run have learned of each other, exactly, by distance."""
+    exposure = _exposure(run, _numbers(collude), delta, victim, adjacency)
+    from node.cli.exposure import as_json as json_of
+    from node.cli.exposure import as_text
+
+    typer.echo(json_of(exposure) if as_json else as_text(exposure))
+
+
+def _exposure(run: Path, attackers: tuple[int, ...], delta: float, victim: int | None, adjacency: str) -> Exposure:
+    from node import provenance
+    from node.experiment.folder import LINEAGE
+    from node.privacy import exposure
+    from node.privacy.from_run import told
+
+    if adjacency not in exposure.SENSITIVITY:
+        raise ConfigError(f"--adjacency {adjacency}: allowed: {', '.join(exposure.SENSITIVITY)}")
+    _check_mechanism(run)
+    happened = told(provenance.read(run / LINEAGE))
+    if attackers:
+        return exposure.of_set(happened, attackers, delta, cast(Any, adjacency), victim)
+    return exposure.of_each(happened, delta, cast(Any, adjacency), victim)
+
+
+def _check_mechanism(run: Path) -> None:
+    """Refuse a run of which single records are protected: its noise is not in what the log tells."""
+    import tomllib
+
+    experiment = run / "experiment.toml"
+    tables = tomllib.loads(experiment.read_text(encoding="utf-8")) if experiment.exists() else {}
+    if tables.get("privacy", {}).get("mechanism") == "record":
+        raise ConfigError(f"{run}: protects single records; such runs are accounted by `starling privacy epsilon`")
+
+
+def _numbers(listed: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(number) for number in listed.split(",")})) if listed else ()
+    except ValueError:
+        raise ConfigError(f"--collude {listed}: allowed: numbers of nodes with commas between them") from None
 
 
 def _epsilon(sigma: float, q: float, steps: int, delta: float, accountant: str, adjacency: str) -> float:

@@ -29,6 +29,8 @@ class Progress:
     def __init__(self, config: ExperimentConfig, quiet: bool) -> None:
         self._name = config.name
         self._nodes = config.nodes
+        privacy = config.privacy
+        self._meant = f"per {privacy.mechanism}, add-remove, {privacy.view}"
         rounds = config.protocol.options.get("rounds")
         self._rounds = rounds if isinstance(rounds, int) else None
         self._quiet = quiet
@@ -85,6 +87,8 @@ class Progress:
         accuracies = recorder.latest("accuracy")
         mean = sum(accuracies.values()) / len(accuracies) if accuracies else None
         accuracy = f"accuracy {mean:.3f}" if mean is not None else ""
+        if epsilons := recorder.latest("epsilon"):
+            accuracy += f"  epsilon {max(epsilons.values()):.3g} {self._meant}"
         elapsed_s = now - self._started_s
         rate = f"{rounds / max(elapsed_s, 1e-9):.1f} rounds/s"
         told = _told(state) if state else ""

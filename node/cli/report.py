@@ -6,20 +6,21 @@ forbids scripts and anything from elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from node import topology
-from node.cli import figures, plots
+from node.cli import figures, leaks, plots, tradeoff_plots
 from node.cli.figures import Figure, count, difference, duration, labels, size
-from node.cli.runs import Course, Floats, Run, Summary, disagreement, same_experiment
+from node.cli.runs import Course, Floats, Run, disagreement, same_experiment
+from node.cli.summary import Summary
 from node.config import TopologySection
 from node.errors import ConfigError
+from node.experiment.loading import flat
 
 _PICTURES = 6  # topologies, and timelines, drawn in one report
 _COLUMNS = 6  # runs up to which each one is a column of a table, and not a row
@@ -64,6 +65,10 @@ def write_report(runs: Sequence[Run], path: Path) -> None:
         *(_outcome(run, label) for run, label in zip(runs, labels(runs), strict=True)),
         _section("Key figures" if len(runs) == 1 else "Comparison", _key_figures(runs)),
         _section("Real and simulated", *(_side_by_side(real, other) for real, other in _pairs(runs))),
+        _section("Trade-off", tradeoff_plots.section(runs)),
+        _section("Fairness", _fairness(runs)),
+        _section("Privacy", _figures_table(runs, figures.privacy_figures)),
+        _section("Attacks", leaks.attacks(runs)),
         _section("Learning", _learning(runs, accuracy, sent)),
         _section("Time and bytes to accuracy", _reached(runs)),
         _section("What nodes did when", _timelines(runs)),
@@ -163,6 +168,23 @@ def _agreement(real: Run, simulated: Run) -> list[str]:
     broken = [run.summary for run in (real, simulated) if run.summary.status != "finished"]
     sentences += [f"The {summary.clock} run did not finish ({summary.status})." for summary in broken]
     return sentences
+
+
+def _fairness(runs: Sequence[Run]) -> str:
+    """How each group of nodes fared on test samples of its own kind, and how far apart groups and nodes are."""
+    rows = [
+        (label, name, f"{group.nodes:,}", f"{group.accuracy:.4f}")
+        for label, run in zip(labels(runs), runs, strict=True)
+        if run.summary.fairness
+        for name, group in run.summary.fairness.groups.items()
+    ]
+    apart = _figures_table(runs, figures.fairness_figures)
+    if not rows:
+        return apart
+    note = "Every final model is judged on test samples of its node's own kind. Parity and odds: differences between "
+    note += "groups in how often labels are predicted, at all and for samples of each label; 0 is fair."
+    groups = _table(("run", "group", "nodes", "accuracy of the final models"), rows)
+    return f'{groups}{apart}<p class="soft">{note}</p>'
 
 
 def _learning(runs: Sequence[Run], accuracy: Sequence[Course | None], sent: Sequence[Floats | None]) -> str:
@@ -309,16 +331,8 @@ def _configurations(runs: Sequence[Run]) -> str:
 
 def _config_differences(runs: Sequence[Run]) -> str:
     """The keys whose values are not the same in all runs."""
-    flat = [dict(_flat(run.config.model_dump())) for run in runs]
-    keys = dict.fromkeys(key for values in flat for key in values)
-    rows = [(key, *(str(values.get(key, "–")) for values in flat)) for key in keys]
+    configs = [dict(flat(run.config.model_dump())) for run in runs]
+    keys = dict.fromkeys(key for values in configs for key in values)
+    rows = [(key, *(str(values.get(key, "–")) for values in configs)) for key in keys]
     differing = [row for row in rows if len(set(row[1:])) > 1]
     return _runs_table("differing key", runs, differing) if differing else ""
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

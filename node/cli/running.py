@@ -30,10 +30,16 @@ def run(
     Args:
         trace: a file for what every node did when, in the Chrome trace format.
     """
-    config = load(experiment, overrides, os.environ)
+    return run_config(load(experiment, overrides, os.environ), out, quiet, trace)
+
+
+def run_config(
+    config: ExperimentConfig, out: Path | None, quiet: bool, trace: Path | None = None
+) -> tuple[dict[str, Any], Path]:
+    """The same of an experiment that has been loaded."""
     _check_trace(config, trace)
     # Only now: importing torch takes seconds, and most mistakes are found without it.
-    from node.experiment.folder import TRACE, run_folder
+    from node.experiment.folder import LINEAGE, TRACE, run_folder
     from node.experiment.result import write_run
     from node.experiment.setup import prepare
 
@@ -47,10 +53,12 @@ def run(
     with sigterm_as_ctrl_c(), Progress(config, quiet) as progress:
         if config.clock == "virtual":
             from node.experiment.virtual import run_virtual
+            from node.provenance import Log
             from node.sim.chrome_trace import ChromeTrace
 
             with ChromeTrace(trace, config.nodes) if trace else nullcontext() as watcher:
-                result = run_virtual(simulated, progress.update, watcher=watcher)
+                log = Log.of_all(folder / LINEAGE) if config.record.lineage else None
+                result = run_virtual(simulated, progress.update, watcher=watcher, lineage=log)
         else:
             from node.experiment.real import run_real
 
@@ -109,11 +117,42 @@ def tell_outcome(summary: dict[str, Any], folder: Path) -> None:
         f"  {summary['time_s']:.2f} s {'real' if summary['clock'] == 'real' else 'virtual'} time, "
         f"{summary['wall_s']:.2f} s in all; {summary['messages']} messages, {summary['bytes_sent'] / 1e6:.1f} MB"
     )
-    for line in _costs(summary):
+    for line in (*_privacy(summary), *_aggregation(summary), *_groups(summary), *_costs(summary)):
         typer.echo(f"  {line}")
     for node, how in summary["lost"].items():
         typer.echo(f"  node {node} {how}")
     typer.echo(f"  results: {folder}/  (report.html, summary.json, metrics.parquet)")
+
+
+def _privacy(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What the run guarantees, and what to beware of."""
+    privacy = summary.get("privacy", {})
+    if "guarantee" in privacy:
+        yield f"privacy: at most {privacy['guarantee']}; noise is {privacy['noise']}"
+    yield from (f"beware: {warning}" for warning in privacy.get("warnings", ()))
+
+
+def _aggregation(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The robust rule, and how many liars the neighbourhoods of honest nodes have, where there is either."""
+    said = summary.get("aggregation", {})
+    if "neighbourhoods" in said:
+        sizes = ", ".join(f"{size} models at {count} nodes" for size, count in said["neighbourhoods"].items())
+        rule = " + ".join((*said["pre"], said["rule"]))
+        yield f"aggregation: {rule}, set to tolerate {said['tolerance']} liars ({sizes})"
+    if "byzantine_neighbours" in said:
+        heard = ", ".join(f"{count} have {liars}" for liars, count in said["byzantine_neighbours"].items())
+        yield f"liars in neighbourhoods of honest nodes: {heard}; {said['over_tolerance']} have more than are tolerated"
+    if refused := summary.get("refused_messages"):
+        yield f"{refused:,} messages refused: what they carried is no model"
+
+
+def _groups(summary: Mapping[str, Any]) -> Iterator[str]:
+    """How the groups of nodes fared, each on test samples of its own kind, where there are groups."""
+    fairness = summary.get("fairness", {})
+    if "groups" in fairness:
+        told = (f"{name} ({group['nodes']}) {group['accuracy']:.4f}" for name, group in fairness["groups"].items())
+        gap, fair = fairness["accuracy_gap"], fairness["fair_accuracy"]
+        yield f"own accuracy by group (nodes): {', '.join(told)}; gap {gap:.4f}, fair accuracy {fair:.4f}"
 
 
 def _costs(summary: Mapping[str, Any]) -> Iterator[str]:

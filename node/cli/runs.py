@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from node.cli.summary import Summary
 from node.config import ExperimentConfig
 from node.errors import ConfigError
 from node.experiment.folder import TIMELINE
@@ -27,80 +28,6 @@ Integers = NDArray[np.int64]
 
 _FILES = ("experiment.toml", "summary.json", "metrics.parquet")
 _COLUMNS = {"time_s": "double", "node": "int64", "round": "int64", "metric": "string", "value": "double"}
-
-
-class Spread(BaseModel):
-    """One metric at the end of a run, over the nodes that recorded it; None where it is not a finite number."""
-
-    model_config = ConfigDict(frozen=True)
-
-    mean: float | None
-    std: float | None
-    min: float | None
-    max: float | None
-
-
-class DeviceHours(BaseModel):
-    """Time that devices trained, and how much of it was for nothing."""
-
-    model_config = ConfigDict(frozen=True)
-
-    total: float
-    lost: float
-    discarded: float
-
-
-class Range(BaseModel):
-    """A figure over nodes."""
-
-    model_config = ConfigDict(frozen=True)
-
-    mean: float
-    min: float
-    max: float
-
-
-class UsageSummary(BaseModel):
-    """What nodes spent their time on, as :meth:`node.usage.Usage.summary` gives it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    device_hours: DeviceHours
-    online_hours: float
-    utilisation: Range
-    shares: dict[str, float]
-
-
-class Summary(BaseModel):
-    """What a report reads of ``summary.json``; keys that a protocol adds are left alone."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    hash: str
-    clock: Literal["real", "virtual"]
-    seed: int
-    nodes: int
-    rounds: int
-    protocol: str
-    time_s: float
-    wall_s: float
-    events: int
-    tasks: int
-    messages: int
-    bytes_sent: int
-    peak_rss_bytes: int
-    status: Literal["finished", "failed", "interrupted"]
-    error: str | None
-    event_hash: str | None
-    metrics: dict[str, Spread]
-    run_hash: str | None = None
-    time_to_accuracy_s: dict[str, float | None] = {}
-    bytes_to_accuracy: dict[str, float | None] = {}
-    time_to_accuracy_worst_decile_s: dict[str, float | None] = {}
-    bytes_to_accuracy_worst_decile: dict[str, float | None] = {}
-    usage: UsageSummary | None = None
-    graph: dict[str, int | float | str | None] = {}
 
 
 @dataclass(frozen=True)

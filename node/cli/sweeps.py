@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from node.cli.running import sigterm_as_ctrl_c
 from node.errors import ConfigError
 from node.experiment.folder import run_folder
 from node.experiment.sweep import Point, at_once, finished, points, row, summary_in, write_table
+
+if TYPE_CHECKING:
+    from node.cli.tradeoff import Study
 
 SUCCESS, WRONG_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 _WRITES_A_SUMMARY = (SUCCESS, FAILED, INTERRUPTED)
@@ -41,6 +44,8 @@ class Sweep:
     """By point, of those that have ended."""
     refused: str = ""
     """The first point that turned out to be wrong, and why: no more are begun."""
+    study: Study | None = None
+    """What points that tell of privacy or fairness say together, once written."""
 
     async def run(self) -> None:
         """Run all points that are not finished yet. Cancelled, it ends what runs, and keeps what is finished."""
@@ -101,8 +106,15 @@ class Sweep:
         from node.cli.runs import load_run
 
         folders = [self.folder / point.name for point in ended if "hash" in self.summaries[point.name]]
-        if folders:
-            write_report([load_run(folder) for folder in folders], self.folder / "report.html")
+        runs = [load_run(folder) for folder in folders]
+        if runs:
+            write_report(runs, self.folder / "report.html")
+        if any("attacks" in summary or "groups" in summary.get("fairness", {}) for summary in self.summaries.values()):
+            from node.cli.tradeoff import CSV, study
+
+            self.study = study(runs)
+            if self.study is not None:
+                self.study.write(self.folder / CSV)
 
 
 def run_sweep(
@@ -115,6 +127,7 @@ def run_sweep(
             when a point is prepared ends the sweep there.
     """
     swept = points(experiment, overrides, sweeps, os.environ)
+    _check_protocols(swept)
     folder = run_folder(out, f"{swept[0].config.name}-sweep")
 
     def tell(line: str) -> None:
@@ -138,13 +151,31 @@ def run_sweep(
     failed = [name for name, summary in sweep.summaries.items() if summary["status"] != "finished"]
     for name in failed:
         typer.echo(f"starling: {name}: {sweep.summaries[name]['error']}", err=True)
-    tell(f"results: {folder}/  (report.html, sweep.csv, one folder for each point)")
+    if sweep.study is not None:
+        from node.cli.tradeoff_table import lines
+
+        tell("\n".join(["", *lines(sweep.study), ""]))
+    also = ", tradeoff.csv" if sweep.study is not None else ""
+    tell(f"results: {folder}/  (report.html, sweep.csv{also}, one folder for each point)")
     return INTERRUPTED if interrupted else FAILED if failed else SUCCESS
+
+
+def _check_protocols(swept: Sequence[Point]) -> None:
+    """Find out now, not after all points before it have run, that one names a protocol or an option that is none."""
+    if len({json.dumps(point.config.protocol.model_dump(), sort_keys=True) for point in swept}) < 2:
+        return  # a wrong one ends the sweep with the first point
+    from node.experiment.setup import find_protocol
+
+    for point in swept:
+        try:
+            find_protocol(point.config)
+        except ConfigError as error:
+            raise ConfigError(f"{point.name}: {error}") from None
 
 
 def _command(experiment: str, sets: Sequence[str], folder: Path) -> list[str]:
     options = [option for override in sets for option in ("--set", override)]
-    run = [sys.executable, "-P", "-m", "node.cli.main", "run", experiment, *options]
+    run = [sys.executable, "-P", "-m", "node.cli.main", "run", experiment, "--no-sweep", *options]
     return [*run, "--out", str(folder), "--quiet"]
 
 

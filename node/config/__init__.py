@@ -3,6 +3,8 @@
 Reading a file, applying ``--set`` and turning a wrong key into one clear line is :mod:`node.experiment`'s work.
 """
 
+from node.config.aggregation import AggregationSection
+from node.config.attackers import AttackerSection
 from node.config.experiment import ExecutorSection, ExperimentConfig, RecordSection
 from node.config.learning import (
     DataSection,
@@ -12,6 +14,7 @@ from node.config.learning import (
     TopologySection,
     TrainingSection,
 )
+from node.config.privacy import PrivacySection
 from node.config.section import Distribution, Fraction, NotNegative, Positive, Section
 from node.config.simulated import (
     ChurnSection,
@@ -24,6 +27,8 @@ from node.config.simulated import (
 )
 
 __all__ = [
+    "AggregationSection",
+    "AttackerSection",
     "ChurnSection",
     "DataSection",
     "DevicesSection",
@@ -39,6 +44,7 @@ __all__ = [
     "NetworkSection",
     "NotNegative",
     "Positive",
+    "PrivacySection",
     "ProtocolSection",
     "RecordSection",
     "RuleSection",

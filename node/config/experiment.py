@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from node.config.aggregation import AggregationSection
+from node.config.attackers import AttackerSection
 from node.config.learning import (
     DataSection,
     ModelSection,
@@ -14,6 +16,7 @@ from node.config.learning import (
     TopologySection,
     TrainingSection,
 )
+from node.config.privacy import PrivacySection
 from node.config.section import Section
 from node.config.simulated import ChurnSection, DevicesSection, NetworkSection
 
@@ -61,6 +64,8 @@ class RecordSection(Section):
     """Write every event to ``events.jsonl``."""
     trace: bool = False
     """Write what every node does when to ``trace.json``, for trace viewers."""
+    lineage: bool = False
+    """Write how every value came to be and who received it to ``lineage/``, for ``starling privacy network``."""
     targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.8, 0.9)
     """Accuracies whose time and bytes to reach them are reported."""
     every: int = Field(1, ge=1)
@@ -83,9 +88,12 @@ class ExperimentConfig(Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     training: TrainingSection = TrainingSection()
+    aggregation: AggregationSection = AggregationSection()
+    privacy: PrivacySection = PrivacySection()
     devices: DevicesSection = DevicesSection()
     network: NetworkSection = NetworkSection()
     churn: ChurnSection = ChurnSection()
     mods: tuple[ModSection, ...] = ()
+    attackers: tuple[AttackerSection, ...] = ()
     executor: ExecutorSection = ExecutorSection()
     record: RecordSection = RecordSection()

@@ -55,6 +55,14 @@ class DataSection(Section):
     """Column (or array) that holds the label, in files and Hugging Face data sets."""
     column: str = ""
     """Column (or array) that names each sample's owner, for ``natural``."""
+    groups: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Sizes of groups of nodes whose data differ in kind: in ``[28, 4]`` the first 28 nodes that hold data are group 0.
+    Within a group ``partition`` divides the group's data. Empty: all data are of one kind."""
+    group_by: Literal["rotation", "labels", "features"] = "rotation"
+    """How groups differ: images turned by equal angles (multiples of 90 degrees), other labels for each group, or other
+    values of ``group_column``, cut at its quantiles."""
+    group_column: int = Field(0, ge=0)
+    """Number of the column whose values tell the groups apart, for ``features``."""
     test_fraction: Fraction = 0.2
     """Share of all samples held out as the global test set, where the data has no test split of its own."""
     local_test_fraction: float = Field(0.0, ge=0, lt=1)

@@ -35,6 +35,7 @@ from node.live.checkpoints import Checkpoints
 from node.live.http import Face, HttpServer
 from node.live.metrics import Metrics
 from node.live.rendezvous import Rendezvous
+from node.live.spending import Spending
 from node.live.transport import Transport
 from node.logs import configure
 from node.op import Value
@@ -221,13 +222,16 @@ class Daemon:
         await standing.joining.run()
 
     def _take_part(self) -> Participant:
-        standing = self.standing
+        standing, spending = self.standing, Spending(self._settings.state / "spent.json")
         participant = standing.participant = Participant(
             self._setup,
             self._settings.node,
             checkpoints=Checkpoints(self._settings.state / "checkpoints" / digest(self._setup.config)),
             on_settled=standing.tell_progress,
+            folder=self._settings.state,
             executor=standing.executor,
+            keep_spent=spending.keep,
+            spent=spending.load(),
         )
         standing.phase = Phase.RUNNING
         self._rendezvous.hand_over(participant.world.receive, self._lose, self._regain)

@@ -7,9 +7,21 @@ from pathlib import Path
 
 from node.errors import ConfigError
 
+PICTURES = "pictures.parquet"
 TIMELINE = "timeline.parquet"
 TRACE = "trace.json"
-_FILES = ("summary.json", "experiment.toml", "metrics.parquet", "events.jsonl", "report.html", TIMELINE, TRACE)
+LINEAGE = "lineage"
+"""The folder of :mod:`node.provenance`'s logs."""
+_FILES = (
+    "summary.json",
+    "experiment.toml",
+    "metrics.parquet",
+    "events.jsonl",
+    "report.html",
+    PICTURES,
+    TIMELINE,
+    TRACE,
+)
 
 
 def run_folder(out: Path | None, name: str) -> Path:
@@ -26,7 +38,8 @@ def run_folder(out: Path | None, name: str) -> Path:
         probe = out / ".writable"
         probe.touch()
         probe.unlink()
-        for stale in [*map(out.joinpath, _FILES), *(out / "models").glob("*.safetensors")]:
+        models, logs = (out / "models").glob("*.safetensors"), (out / LINEAGE).glob("*.jsonl")
+        for stale in [*map(out.joinpath, _FILES), *models, *logs]:
             stale.unlink(missing_ok=True)  # what an earlier run left must not pass for this one's
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written to: {error.strerror or error}") from None

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -52,19 +52,16 @@ def load(experiment: str, sets: Iterable[str] = (), environ: Mapping[str, str] |
     Raises:
         ConfigError: one line that names the file, the key, and what is allowed.
     """
-    source, text = _read(experiment)
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    source, values = read_tables(experiment)
+    values.pop("sweep", None)  # it says which experiments there are (node.experiment.axes), and nothing of this one
     if Path(source).is_file():
-        _make_paths_absolute(values, Path(source).parent)
+        make_paths_absolute(values, Path(source).parent)
     for key, value in _from_environment(environ or {}):
         _put(values, key, value, f"environment {_PREFIX}{'__'.join(key).upper()}")
     for override in sets:
-        key, value = _from_flag(override)
+        key, value = from_flag(override)
         _put(values, key, value, f"--set {override}")
-    _make_paths_absolute(values, Path.cwd())
+    make_paths_absolute(values, Path.cwd())
     return validated(values, source)
 
 
@@ -102,6 +99,24 @@ def unknown(what: str, key: str, name: str, known: Iterable[str]) -> ConfigError
     return ConfigError(f"{key}: no {what} is called {name!r}{_nearest(name, known)}; known: {', '.join(known)}")
 
 
+def read_tables(experiment: str) -> tuple[str, dict[str, Any]]:
+    """An experiment's file, or the name of a bundled one, and all that is written in it, unchecked."""
+    source, text = _read(experiment)
+    try:
+        return source, tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a table, written as in ``--set``, and its value."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _read(experiment: str) -> tuple[str, str]:
     path = Path(experiment)
     if path.suffix == ".toml" or path.exists():
@@ -116,7 +131,7 @@ def _read(experiment: str) -> tuple[str, str]:
     return experiment, entry.read_text(encoding="utf-8")
 
 
-def _make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
+def make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
     """Paths in a file are relative to it, others to the current folder: a run's copy means the same from everywhere."""
     for place in _PATHS:
         section: Any = values
@@ -134,7 +149,8 @@ def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[list[str], A
             yield name.removeprefix(_PREFIX).lower().split("__"), _value(environ[name])
 
 
-def _from_flag(override: str) -> tuple[list[str], Any]:
+def from_flag(override: str) -> tuple[list[str], Any]:
+    """The key, part by part, and the value of ``table.key=value``. Raises ConfigError for what is written otherwise."""
     key, separator, text = override.partition("=")
     if not separator or not _KEY.fullmatch(key.strip()):
         shown = " ".join(override.split())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+from node import provenance
 from node.config import ExperimentConfig
 from node.errors import ConfigError
+from node.experiment.folder import LINEAGE
 from node.experiment.result import Result
 from node.experiment.setup import Setup
 from node.experiment.virtual import peak_rss_bytes
@@ -46,7 +50,10 @@ class Participant:
 
     Args:
         on_settled: called whenever more of the recorder's rows are known.
+        folder: the run's, for the log of how values came to be; None: there is nowhere to write it.
         executor: what solves the node's ops; None: what the experiment names.
+        keep_spent: keeps what the node spends of its privacy, before it is spent.
+        spent: what it had spent before it was started again.
     """
 
     def __init__(
@@ -56,7 +63,10 @@ class Participant:
         *,
         checkpoints: Checkpoints,
         on_settled: Callable[[], None],
+        folder: Path | None = None,
         executor: Executor | None = None,
+        keep_spent: Callable[[Mapping[str, Any]], None] = lambda state: None,
+        spent: Mapping[str, Any] | None = None,
     ) -> None:
         config = setup.config
         self.node = node
@@ -78,10 +88,17 @@ class Participant:
             checkpoints=checkpoints,
             on_settled=on_settled,
         )
+        self.world.shapes = setup.shapes
+        self.ledger = self.world.ledger = setup.ledger(lambda _, state: keep_spent(state))
+        if self.ledger is not None and spent is not None:
+            self.ledger.restore(node, spent)
+        if config.record.lineage and folder is not None:
+            self.world.lineage = provenance.Log.of_life(folder / LINEAGE, node)
 
     async def run(self, transport: Transport) -> Value | None:
         """Take part until the protocol has ended; gives the final model's value, flat."""
         self.world.transport = transport
+        self.world.mechanisms = self._setup.mechanisms(transport.identity, transport.roster)
         return await self.world.run(self._setup.make_protocol(), self._setup.wrapping(self.node))
 
     def result(self, status: str, error: str | None = None) -> Result:
@@ -100,5 +117,7 @@ class Participant:
             forced_solves=world.forced_solves,
             messages=world.messages,
             bytes_sent=world.bytes_sent,
+            refused_messages=world.refused_messages,
             peak_rss_bytes=peak_rss_bytes(),
+            spent={} if self.ledger is None else self.ledger.states(),
         )

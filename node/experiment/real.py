@@ -7,9 +7,10 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import uvloop
@@ -21,7 +22,7 @@ from node.experiment.virtual import Progress, peak_rss_bytes
 from node.identity import Card, Identity, Roster
 from node.learn import tensors
 from node.live import supervisor
-from node.live.channel import Alive, Begin, Channel, Failed, Finished, Measured, Shown, Stop, Work
+from node.live.channel import Alive, Begin, Channel, Failed, Finished, Measured, Shown, Spent, Stop, Work
 from node.live.checkpoints import Checkpoints
 from node.live.pacing import Pace
 from node.live.transport import Transport
@@ -52,7 +53,7 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
         _warm_up(setup)
         children = supervisor.fork_all(
             setup.config.nodes,
-            lambda node, end: _child(setup, network, node, end, None if paced is None else paced[node]),
+            lambda node, end: _child(setup, folder, network, node, end, None if paced is None else paced[node]),
             folder / "logs",
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -130,6 +131,8 @@ def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> N
     result.forced_solves = sum(said.forced_solves for said in reports)
     result.messages = sum(said.messages for said in work)
     result.bytes_sent = sum(said.bytes_sent for said in work)
+    result.refused_messages = sum(said.refused_messages for said in work)
+    result.spent = {child.node: child.spent for child in children if child.spent is not None}
     result.peak_rss_bytes = peak_rss_bytes() + sum(said.private_bytes for said in reports)
 
 
@@ -149,12 +152,12 @@ def _warm_up(setup: Setup) -> None:
 # In the child
 
 
-def _child(setup: Setup, network: str, node: int, end: socket.socket, pace: Pace | None) -> int:
+def _child(setup: Setup, folder: Path, network: str, node: int, end: socket.socket, pace: Pace | None) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_take_part(setup, network, node, end, pace))
+        return runner.run(_take_part(setup, folder, network, node, end, pace))
 
 
-async def _take_part(setup: Setup, network: str, node: int, end: socket.socket, pace: Pace | None) -> int:
+async def _take_part(setup: Setup, folder: Path, network: str, node: int, end: socket.socket, pace: Pace | None) -> int:
     main = asyncio.current_task()
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
@@ -167,10 +170,15 @@ async def _take_part(setup: Setup, network: str, node: int, end: socket.socket, 
         rows = [(*row,) for row in recorder.rows(sent_rows, recorder.settled)]
         sent_rows = recorder.settled
         if rows:
-            work = Work(participant.world.graph.recorded, participant.world.messages, participant.world.bytes_sent)
+            work = Work(world.graph.recorded, world.messages, world.bytes_sent, world.refused_messages)
             channel.say(Measured(rows, work))
 
-    participant = Participant(setup, node, checkpoints=Checkpoints(None), on_settled=settled)
+    def spent(state: Mapping[str, Any]) -> None:
+        channel.say(Spent(dict(state)))
+
+    participant = Participant(
+        setup, node, checkpoints=Checkpoints(None), on_settled=settled, folder=folder, keep_spent=spent
+    )
     world = participant.world
     identity = Identity.generate()
     transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose, on_back=world.regain, pace=pace)
@@ -230,4 +238,5 @@ def _finished(result: Result, final: Value | None) -> Finished:
         messages=result.messages,
         bytes_sent=result.bytes_sent,
         private_bytes=psutil.Process().memory_full_info().uss,
+        refused_messages=result.refused_messages,
     )

@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import tomli_w
 
 from node.errors import StoreError
-from node.experiment.folder import TIMELINE
+from node.experiment import aggregation
+from node.experiment.attacking import is_of_one_message, measured, pictures
+from node.experiment.combinations import side_channels
+from node.experiment.fairness import fairness, over_nodes
+from node.experiment.folder import PICTURES, TIMELINE
 from node.experiment.loading import digest
+from node.experiment.privacy import statement
 from node.experiment.setup import Setup
 from node.experiment.targets import Course, summarised
 from node.learn.tensors import save_model
-from node.op import Ref, Value
+from node.op import Key, Ref, Task, Value
 from node.record import Recorder, spread
 from node.solver import Solver
 from node.tape import events_of
@@ -51,9 +57,13 @@ class Result:
     forced_solves: int = 0
     messages: int = 0
     bytes_sent: int = 0
+    refused_messages: int = 0
+    """Messages that their receivers did not take in, because no model looks like what they carry."""
     peak_rss_bytes: int = 0
     lost: dict[int, str] = field(default_factory=dict)
     """Nodes that died, and how."""
+    spent: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Privacy accountants' states, by node, of those that keep account."""
     run_hash: str | None = None
     """A hash of events and results: equal where two runs were."""
     usage: dict[str, Any] = field(default_factory=dict)
@@ -76,9 +86,22 @@ class Result:
             spreads = self.recorder.summary()
             if self.models:
                 spreads["consensus"] = consensus(self.models)
-        metrics = {name: {key: _finite(value) for key, value in spread.items()} for name, spread in spreads.items()}
+        metrics = {
+            name: {key: _finite(value) for key, value in spread.items()}
+            for name, spread in spreads.items()
+            if not is_of_one_message(name)
+        }
         accuracy, sent = Course(*self.recorder.samples("accuracy")), Course(*self.recorder.sent())
-        parts = {"usage": self.usage, "graph": self.graph}
+        channels = side_channels(setup.protocol)
+        parts = {
+            "usage": self.usage,
+            "graph": self.graph,
+            "fairness": fairness_of(self, setup),
+            "aggregation": aggregation.statement(setup),
+            "refused_messages": self.refused_messages,
+            "attacks": measured(setup.attacks, self.recorder, self.models),
+            "privacy": statement(config, self.spent, channels, setup.warnings, setup.protocol.hides_models),
+        }
         return {
             "schema": SCHEMA,
             "name": config.name,
@@ -153,6 +176,22 @@ def consensus(models: Mapping[int, Value]) -> dict[str, float]:
     return spread([float(np.linalg.norm(np.asarray(models[node]) - mean)) for node in sorted(models)])
 
 
+def fairness_of(result: Result, setup: Setup) -> dict[str, Any]:
+    """How evenly the run has served nodes whose data differ; empty where they do not, or where nothing is known.
+
+    With groups, each final model is judged on test samples of its node's own distribution; without, what the nodes have
+    recorded last has to do.
+    """
+    data, workload = setup.config.data, setup.workload
+    if data.groups:
+        tasks = ((node, Task((result.models[node],), {}, Key(setup.config.seed, node, 0))) for node in result.models)
+        square = (workload.classes, workload.classes)
+        judged = {node: np.asarray(workload.confusion.solve(task)).reshape(square) for node, task in tasks}
+        return fairness(judged, {node: workload.group_of(node) for node in judged})
+    accuracy = {node: value for node, value in result.recorder.latest("accuracy").items() if math.isfinite(value)}
+    return over_nodes(accuracy) if data.partition != "iid" and len(accuracy) > 1 else {}
+
+
 def write_run(
     folder: Path, setup: Setup, result: Result, report: Callable[[Path], None] | None = None
 ) -> dict[str, Any]:
@@ -179,6 +218,8 @@ def _write(folder: Path, setup: Setup, result: Result) -> dict[str, Any]:
     result.recorder.write(folder / "metrics.parquet")
     if result.timeline is not None:
         result.timeline.write(folder / TIMELINE)
+    if setup.attacks and (found := pictures(result.recorder.rows(), setup.workload.sample_shape)) is not None:
+        pq.write_table(found, folder / PICTURES)
     if config.record.models:
         (folder / "models").mkdir(exist_ok=True)
         for node in sorted(result.models):  # one by one: together they may be too many for memory

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from node.attack.attacker import Attack
 from node.config import ExperimentConfig, ModSection, TopologySection
 from node.errors import ConfigError
+from node.experiment import aggregation, attacking, combinations, privacy
 from node.experiment.loading import explain
 from node.experiment.plugins import by_path, find
+from node.identity import Identity, Roster
 from node.learn import data, models
+from node.learn.robust import configured
 from node.learn.workload import Workload, prepare_torch
 from node.mods import Mod, Observer, Wrapping
+from node.op import Op, Spec
+from node.privacy.ledger import Keep, Ledger
+from node.privacy.mechanisms import NetworkMechanisms
 from node.protocol import Protocol
 from node.solver import BatchedExecutor, Executor, InlineExecutor
 from node.topology import Topology, build
+from node.world import shapes
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,15 @@ class Setup:
     model: models.Model
     workload: Workload
     mods: tuple[tuple[ModSection, type[Mod | Observer], Any], ...]
+    shapes: frozenset[Spec]
+    """What a model, or a part of one, in a message may look like."""
+    attacks: tuple[Attack, ...] = ()
+    node_noise: Callable[[], Mod] | None = None
+    """Makes the mod that protects a node as a whole, where nodes are."""
+    warnings: tuple[str, ...] = ()
+    """What the experiment combines and had better not."""
+    neighbourhoods: Mapping[int, int] = field(default_factory=dict)
+    """How many nodes aggregate how many models in a full round, where a robust rule does it."""
 
     def make_protocol(self) -> Protocol:
         """A protocol instance for one node."""
@@ -40,12 +57,27 @@ class Setup:
 
     def wrapping(self, node: int) -> Wrapping | None:
         """The mods and observers of one node, None where it has none."""
-        own = [make(options) for section, make, options in self.mods if section.nodes is None or node in section.nodes]
+        own: list[Mod | Observer] = [] if self.node_noise is None else [self.node_noise()]
+        own += [make(options) for section, make, options in self.mods if section.nodes is None or node in section.nodes]
+        own += [rider for attack in self.attacks for rider in attack.wrapping(node)]
         if not own:
             return None
         return Wrapping(
             [mod for mod in own if isinstance(mod, Mod)], [seen for seen in own if isinstance(seen, Observer)]
         )
+
+    def ledger(self, keep: Keep | None = None) -> Ledger | None:
+        """What counts what nodes spend of their privacy, from nothing; None where nothing is protected."""
+        return privacy.ledger_of(self.config, self.workload.shard_size, keep)
+
+    def mechanisms(self, identity: Identity | None = None, roster: Roster | None = None) -> NetworkMechanisms:
+        """What hides models: with a node's identity and the roster of its network where the node is a real one."""
+        return privacy.mechanisms_of(self.config, self.model, identity, roster)
+
+    @property
+    def ops(self) -> tuple[Op[...], ...]:
+        """Those that cannot be imported by their names."""
+        return (*self.workload.ops, *(op for attack in self.attacks for op in attack.ops))
 
     def executor(self) -> Executor:
         """What solves the compute graph of a node of its own, in a real run: processes and clusters are for many."""
@@ -60,21 +92,38 @@ def prepare(config: ExperimentConfig) -> Setup:
     """
     protocol, options = find_protocol(config)
     protocol.check(options, config.nodes)
+    _check_local_tests(protocol, options, config)
     roles = protocol.roles(config.nodes)
     for section in protocol.topologies(options):
         build(section, config.nodes, config.seed)
     section = config.topology if protocol.uses_topology else TopologySection(kind="star")
     topology = build(section, config.nodes, config.seed)
+    neighbourhoods = aggregation.neighbourhoods(config, protocol, options, topology)
     mods = tuple(_mod(section, i, config.nodes) for i, section in enumerate(config.mods))
     if ":" in config.model.name:
         by_path(config.model.name, "model.name")
     prepare_torch()
-    federation = _federate(config, roles)
+    plans = attacking.planned(config, roles)
+    federation = attacking.poisoned(plans, _federate(config, roles), config.seed)
     model = models.build(config.model, tuple(federation.train.features.shape[1:]), federation.train.classes)
     executor = config.executor
     choice = (executor.kernel, executor.device) if executor.kind == "batched" else ("auto", "cpu")
-    workload = Workload(federation, model, config.training, config.seed, *choice)
-    return Setup(config, protocol, options, roles, topology, model, workload, mods)
+    private = privacy.training_of(config, model)
+    rule = configured(config.aggregation)
+    workload = Workload(federation, model, config.training, config.seed, *choice, private, rule)
+    attacks = attacking.built(plans, config, federation, model, topology, protocol, options)
+    warnings = tuple(combinations.check(config, protocol, federation.shards.sizes.tolist(), tuple(neighbourhoods)))
+    wrapped = attacks, privacy.node_noise_of(config), warnings, neighbourhoods
+    may = shapes(workload, protocol.private_layers(options))
+    return Setup(config, protocol, options, roles, topology, model, workload, mods, may, *wrapped)
+
+
+def _check_local_tests(protocol: type[Protocol], options: Any, config: ExperimentConfig) -> None:
+    if protocol.uses_local_tests(options) and not config.data.local_test_fraction:
+        raise ConfigError(
+            f"data.local_test_fraction: protocol {config.protocol.use!r} with these options compares what nodes train "
+            "on with what they hold out, which is nothing; write a share above 0"
+        )
 
 
 def find_protocol(config: ExperimentConfig) -> tuple[type[Protocol], Any]:

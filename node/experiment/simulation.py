@@ -126,19 +126,19 @@ def _executor(setup: Setup) -> Executor:
     match section.kind:
         case "processes":
             setup.workload.warm_up(batched=False)  # so that workers inherit what torch sets up
-            return ProcessExecutor(section.workers, setup.workload.ops)
+            return ProcessExecutor(section.workers, setup.ops)
         case "batched" if section.device != "cpu":
             return OnDevice()
         case "dask":
             from node.learn.cluster import DaskExecutor  # takes a second to import
 
             config_json = setup.config.model_dump_json()
-            return DaskExecutor(config_json, section.workers, section.address, rebuild, setup.workload.ops)
+            return DaskExecutor(config_json, section.workers, section.address, rebuild, setup.ops)
         case _:
             return setup.executor()
 
 
 def rebuild(config_json: str) -> Mapping[str, Op[...]]:
     """The ops of an experiment by name, made anew in another process of a cluster."""
-    workload = prepare(ExperimentConfig.model_validate_json(config_json)).workload
-    return {op.name: op for op in workload.ops}
+    setup = prepare(ExperimentConfig.model_validate_json(config_json))
+    return {op.name: op for op in setup.ops}

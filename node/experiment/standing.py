@@ -21,6 +21,7 @@ from node.experiment.participant import Participant
 from node.live.metrics import Reading
 from node.live.transport import Transport
 from node.op import Op, Task, Value
+from node.privacy.ledger import Ledger
 from node.solver import Executor
 
 _TELL_EVERY_S = 5.0
@@ -112,6 +113,7 @@ class Standing:
             "protocol": self.config.protocol.use,
             "nodes": self.config.nodes,
             **self.progress(),
+            **self._guarantee(),
             "peers": self._peer_counts(),
             "waiting_for": self.joining.awaited if self.joining and self.phase is Phase.WAITING else [],
             "address": self.address,
@@ -139,6 +141,7 @@ class Standing:
             (traffic.messages_received, traffic.bytes_received),
             refused,
             self._peer_counts(),
+            self._meanings(),
         )
 
     def tell_progress(self) -> None:
@@ -154,8 +157,24 @@ class Standing:
         if self.participant is None:
             return {"round": None, "accuracy": None, "loss": None}
         recorder, node = self.participant.recorder, self.settings.node
-        known = {name: recorder.latest(name).get(node) for name in ("accuracy", "loss")}
+        names = ("accuracy", "loss") if self._ledger is None else ("accuracy", "loss", "epsilon")
+        known = {name: recorder.latest(name).get(node) for name in names}
         return {"round": recorder.rounds() - 1 if recorder.rounds() else None, **known}
+
+    @property
+    def _ledger(self) -> Ledger | None:
+        return None if self.participant is None else self.participant.ledger
+
+    def _guarantee(self) -> dict[str, str]:
+        return {} if self._ledger is None else {"privacy": str(self._ledger.guarantee(self.settings.node))}
+
+    def _meanings(self) -> dict[str, dict[str, str]]:
+        """What an epsilon means nothing without."""
+        if self._ledger is None:
+            return {}
+        found = self._ledger.guarantee(self.settings.node)
+        meaning = {"unit": found.unit, "adjacency": found.adjacency, "view": found.view, "delta": f"{found.delta:g}"}
+        return {"epsilon": {**meaning, "conversion": found.conversion}}
 
     def _peer_counts(self) -> dict[str, int]:
         counts = Counter(self._state(node) for node in range(self.config.nodes) if node != self.settings.node)

@@ -1,4 +1,7 @@
-"""A sweep: one experiment at every combination of some keys' values, each a run with a folder of its own."""
+"""A sweep: one experiment at every combination of some keys' values, each a run with a folder of its own.
+
+What is swept is in the experiment's file (:mod:`node.experiment.axes`), on the command line, or in both.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import csv
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,7 @@ import psutil
 
 from node.config import ExperimentConfig
 from node.errors import ConfigError
+from node.experiment.axes import Axis, grids, replaced
 from node.experiment.loading import digest, load
 
 _LONGEST_NAME = 80
@@ -46,35 +51,67 @@ def points(
     Args:
         experiment: a TOML file, or the name of a bundled experiment.
         sets: ``table.key=value`` for all points.
-        sweeps: ``table.key=value,value,…``, in TOML syntax; a bare word is a string, a list stands in brackets.
+        sweeps: ``table.key=value,value,…``, in TOML syntax; a bare word is a string, a list stands in brackets. Each
+            replaces what the file sweeps of the same key.
         environ: ``STARLING_TABLE__KEY`` overrides.
 
     Raises:
         ConfigError: one line that names the sweep, or the key, and what is allowed.
     """
-    axes = dict(_axes(sweeps))
+    flags = list(_axes(sweeps))
     found: dict[str, Point] = {}
-    for combination in itertools.product(*axes.values()):
-        values = dict(zip(axes, combination, strict=True))
-        config = load(experiment, [*sets, *(f"{key}={value}" for key, value in values.items())], environ)
+    known = set()
+    for grid in grids(experiment) or [()]:
+        axes = replaced(grid, flags)
+        _check_sets(sets, axes, flags)
+        for name, point in _of_grid(axes, experiment, sets, environ).items():
+            if digest(point.config) not in known:  # grids may overlap
+                known.add(digest(point.config))
+                found[name] = point
+    return list(found.values())
+
+
+def _of_grid(
+    axes: Sequence[Axis], experiment: str, sets: Sequence[str], environ: Mapping[str, str] | None
+) -> dict[str, Point]:
+    """All combinations of some axes, by name."""
+    found: dict[str, Point] = {}
+    for combination in itertools.product(*(axis.settings for axis in axes)):
+        values = dict(pair for setting in combination for pair in setting.items())
+        if len(values) < sum(map(len, combination)):
+            twice = Counter(key for setting in combination for key in setting).most_common(1)[0][0]
+            raise ConfigError(f"sweep: {twice} is in two axes; write all its values in one of them")
+        try:
+            config = load(experiment, [*sets, *(f"{key}={value}" for key, value in values.items())], environ)
+        except ConfigError as error:
+            raise ConfigError(f"{error} (with {', '.join(f'{k}={v}' for k, v in values.items())})") from None
         point = Point(_name(values, config), values, config)
         if point.name in found:
             raise ConfigError(f"--sweep: {point.name} is there twice; give each value once")
         found[point.name] = point
-    return list(found.values())
+    return found
 
 
-def _axes(sweeps: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+def _check_sets(sets: Sequence[str], axes: Sequence[Axis], flags: Sequence[Axis]) -> None:
+    """What a file sweeps cannot be set for all points."""
+    swept = {key for axis in axes if axis not in flags for setting in axis.settings for key in setting}
+    for override in sets:
+        key = override.partition("=")[0].strip()
+        if key in swept:
+            raise ConfigError(f"--set {override}: the experiment sweeps {key}; write --sweep {override}")
+
+
+def _axes(sweeps: Iterable[str]) -> Iterator[Axis]:
     seen = set()
     for sweep in sweeps:
         key, _, text = sweep.partition("=")
-        values = [value.strip() for value in _split(text)]
-        if not key.strip() or not all(values):
+        key, values = key.strip(), [value.strip() for value in _split(text)]
+        if not key or not all(values):
             raise ConfigError(f"--sweep {sweep}: write it as key=value,value,…, for example --sweep seed=1,2,3")
-        if key.strip() in seen:
-            raise ConfigError(f"--sweep {key.strip()}: is there twice; write all its values after one --sweep")
-        seen.add(key.strip())
-        yield key.strip(), values
+        if key in seen:
+            raise ConfigError(f"--sweep {key}: is there twice; write all its values after one --sweep")
+        seen.add(key)
+        yield Axis(key, tuple({key: value} for value in values))
 
 
 def _split(text: str) -> list[str]:
@@ -95,7 +132,7 @@ def _split(text: str) -> list[str]:
 
 def _name(values: Mapping[str, str], config: ExperimentConfig) -> str:
     """The values, for people; and the configuration's hash where a folder's name cannot hold them."""
-    text = ",".join(f"{key}={value}" for key, value in values.items())
+    text = ",".join(f"{key}={value}" for key, value in values.items()) or "base"
     safe = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", text)[:_LONGEST_NAME]
     return text if safe == text else f"{safe}-{digest(config)}"
 

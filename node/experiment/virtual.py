@@ -7,16 +7,18 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import psutil
 
+from node import provenance
 from node.clock import VirtualClock
 from node.errors import StarlingError
 from node.experiment.result import Result, finals, run_hash
 from node.experiment.setup import Setup
 from node.experiment.simulation import Simulation, simulation
 from node.learn.workload import Workload
+from node.privacy.ledger import Ledger
 from node.record import Recorder
 from node.sim.world import SimWorld
 from node.solver import Solver
@@ -28,7 +30,11 @@ Progress = Callable[[float, Recorder, Mapping[str, int]], None]
 
 
 def run_virtual(
-    prepared: Setup | Simulation, progress: Progress, sink: Sink | None = None, watcher: Watcher | None = None
+    prepared: Setup | Simulation,
+    progress: Progress,
+    sink: Sink | None = None,
+    watcher: Watcher | None = None,
+    lineage: provenance.Log | None = None,
 ) -> Result:
     """Simulate all nodes until they have ended; a failure or an interrupt ends in the result, not in an exception.
 
@@ -40,6 +46,7 @@ def run_virtual(
     Args:
         sink: receives the tape's blocks.
         watcher: receives what each node spends its time on, as it happens.
+        lineage: receives how every value came to be and who received it.
     """
     started = time.perf_counter()
     built = prepared if isinstance(prepared, Simulation) else simulation(prepared)
@@ -51,10 +58,11 @@ def run_virtual(
     tape, usage = Tape(sink), Usage(setup.config.nodes, watcher)
     result.on_close = solver.close
     workers = WorkerMemory(setup.config.executor.kind in ("processes", "dask"))
+    ledger = setup.ledger()
     made: list[SimWorld] = []
     try:
-        with asyncio.Runner(loop_factory=VirtualClock) as runner:
-            runner.run(_simulate(built, result, tape, usage, workers, progress, made.append))
+        with lineage or nullcontext(), asyncio.Runner(loop_factory=VirtualClock) as runner:
+            runner.run(_simulate(built, result, tape, usage, ledger, lineage, workers, progress, made.append))
         result.status = "finished"
     except StarlingError as error:
         result.status, result.error = "failed", str(error)
@@ -66,6 +74,7 @@ def run_virtual(
     for world in made:
         _take_stock(result, world, solver, usage)
     result.recorder.drop_pending()
+    result.spent = {} if ledger is None else ledger.states()
     result.event_hash, result.events = tape.digest(), tape.events
     result.tape = b"".join(blocks)
     if result.status == "finished":
@@ -81,6 +90,8 @@ async def _simulate(
     result: Result,
     tape: Tape,
     usage: Usage,
+    ledger: Ledger | None,
+    lineage: provenance.Log | None,
     workers: WorkerMemory,
     progress: Progress,
     made: Callable[[SimWorld], None],
@@ -107,6 +118,8 @@ async def _simulate(
         on_window=tell,
         stopwatch=time.perf_counter,
     )
+    world.ledger, world.lineage, world.shapes = ledger, lineage, setup.shapes
+    world.mechanisms = setup.mechanisms()
     made(world)
     await world.run(setup.make_protocol, setup.wrapping)
     result.models = finals(world.finals, solver)
@@ -120,15 +133,16 @@ def _take_stock(result: Result, world: SimWorld, solver: Solver, usage: Usage) -
     usage.close(result.time_s)
     result.usage, result.timeline = usage.summary(), usage.picture()
     result.messages, result.bytes_sent = world.mail.messages, world.mail.bytes_sent
+    result.refused_messages = world.mail.refusals.refused
     result.lost = world.lost
-    result.tasks, result.forced_solves = world.graph.recorded, world.forced_solves
+    result.tasks, result.forced_solves = world.graph.recorded, world.forcing.solves
     result.batched_calls = solver.batches
     result.graph = {
         **counters,
         "discarded_trainings": world.labour.discarded,
         "lost_messages": world.mail.lost,
-        "forced_solves": world.forced_solves,
-        "forced_s": round(world.forced_s, 3),
+        "forced_solves": world.forcing.solves,
+        "forced_s": round(world.forcing.seconds, 3),
         "solving_s": round(world.solving_s, 3),
         "kernel": world.workload.kernel_name if isinstance(world.workload, Workload) else "",
     }

@@ -27,27 +27,42 @@ class Basis:
 
     Args:
         arithmetic: names the kernel, since two of them differ by rounding.
+        private: digest of what makes training private; empty where nothing does.
     """
 
-    def __init__(self, federation: Federation, model: Model, training: TrainingSection, arithmetic: str) -> None:
+    def __init__(
+        self, federation: Federation, model: Model, training: TrainingSection, arithmetic: str, private: bytes = b""
+    ) -> None:
         self._federation = federation
         self._code = _digest(arithmetic.encode(), _machine(), _sources())
         self._model = _digest(self._code, *_definition(model))
-        self._training = _digest(self._model, training.model_dump_json(exclude=_NOT_IN_TRAINING).encode())
+        self._training = _digest(self._model, training.model_dump_json(exclude=_NOT_IN_TRAINING).encode(), private)
         self._test = _digest(self._model, *map(_bytes, (federation.test.features, federation.test.labels)))
         self._shards: dict[int, bytes] = {}
+        self._own_tests: dict[int, bytes] = {}
 
     def of_mix(self, key: Key) -> bytes:
         """Of a sum of models."""
         return self._code
+
+    def of_fresh(self, key: Key) -> bytes:
+        """Of a model drawn anew."""
+        return _digest(self._model, str(key.seed).encode())
 
     def of_train(self, key: Key) -> bytes:
         """Of training on a node's data."""
         return _digest(self._training, self._shard(key.node))
 
     def of_evaluate(self, key: Key) -> bytes:
-        """Of evaluating on the test set, or on a node's data."""
-        return _digest(self._test, self._shard(key.node))
+        """Of evaluating on the test set, on the one of a node's own distribution, or on a node's data."""
+        return _digest(self._test, self._own_test(key.node), self._shard(key.node))
+
+    def _own_test(self, node: int) -> bytes:
+        group = self._federation.group_of(node)
+        if group not in self._own_tests:
+            own = self._federation.own_test(node)
+            self._own_tests[group] = _digest(_bytes(own.features), _bytes(own.labels))
+        return self._own_tests[group]
 
     def _shard(self, node: int) -> bytes:
         if node not in self._shards:

@@ -6,14 +6,14 @@ Everything here follows from the experiment's file and seed alone, so that a sim
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.preprocessing import StandardScaler
 
 from node.config import DataSection
 from node.errors import ConfigError
+from node.learn.groups import Groups, check_idle, divide
 from node.learn.partition import Shards, hold_out, partition
 from node.learn.samples import Samples
 from node.learn.sources import read
@@ -33,6 +33,13 @@ class Dataset:
     """How many labels there are."""
     owners: np.ndarray | None
     """Natural partition, int64 [samples]: the owner's place among the sorted owners of training and test samples."""
+    groups: Groups | None = None
+    """Of training samples: the groups of nodes that they are for, where there are groups."""
+
+    def rows(self, chosen: np.ndarray) -> Dataset:
+        """Some of the samples, by number, without their groups."""
+        features, labels = self.features[chosen], self.labels[chosen]
+        return Dataset(features, labels, self.classes, None if self.owners is None else self.owners[chosen])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +53,23 @@ class Federation:
     """Into ``train``: what each node trains on, at least one sample."""
     local_tests: Shards
     """Into ``train``: what each node holds out for itself; a node of one sample holds out none."""
+
+    @property
+    def groups(self) -> int:
+        """How many groups of nodes there are; 1 where all data are of one kind."""
+        return 1 if self.train.groups is None else len(self.train.groups.tests)
+
+    def group_of(self, node: int) -> int:
+        """The group that a node belongs to; 0 where there are none, -1 for a node without data where there are some."""
+        if self.train.groups is None:
+            return 0
+        samples = self.shards.of(node)
+        return int(self.train.groups.of_sample[samples[0]]) if len(samples) else -1
+
+    def own_test(self, node: int) -> Dataset:
+        """Test samples from a node's own distribution: its group's, or the global test set where it has no group."""
+        group = self.group_of(node)
+        return self.test if self.train.groups is None or group < 0 else self.train.groups.tests[group]
 
 
 def load(section: DataSection, seed: int) -> tuple[Dataset, Dataset]:
@@ -67,12 +91,17 @@ def load(section: DataSection, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def federate(section: DataSection, nodes: int, seed: int) -> Federation:
-    """Load, partition, and hold out each node's own test samples.
+    """Load, partition (group by group), and hold out each node's own test samples.
 
-    Raises ConfigError as :func:`load` and :func:`node.learn.partition.partition` do.
+    Raises ConfigError as :func:`load`, :func:`node.learn.groups.divide` and :func:`node.learn.partition.partition` do.
     """
     train, test = load(section, seed)
-    shards = partition(section, train, nodes, seed)
+    if section.groups:
+        groups, shards = divide(section, train, test, nodes, seed)
+        train = replace(train, groups=groups)
+    else:
+        check_idle(section)
+        shards = partition(section, train, nodes, seed)
     counts = np.minimum(np.rint(shards.sizes * section.local_test_fraction).astype(np.int64), shards.sizes - 1)
     rng = np.random.default_rng([seed, *b"local tests"])
     shards, local_tests = hold_out(shards, train.labels.numpy(), counts, rng)
@@ -96,6 +125,8 @@ def _scaled(train: Samples, test: Samples) -> list[torch.Tensor]:
         shapes = [list(part.shape[1:]) for part in parts]
         raise ConfigError(f"{test.source}: features of shape {shapes[1]}, but the training samples have {shapes[0]}")
     if train.features.ndim == 2:
+        from sklearn.preprocessing import StandardScaler  # with SciPy, 75 MB that images do without
+
         scaler = StandardScaler().fit(train.features)
         parts = [scaler.transform(part) for part in parts]
     return [torch.from_numpy(np.require(part, np.float32, ["C", "W"])) for part in parts]

@@ -19,7 +19,7 @@ from node.config import TrainingSection
 from node.errors import ConfigError
 from node.learn.choices import Choices, cache_folder
 from node.learn.models import Dense, Model
-from node.learn.slabs import Kernel, StackedBatches
+from node.learn.slabs import UNGUIDED, Guides, Kernel, StackedBatches
 from node.learn.stacked import DenseKernel
 from node.learn.training import Trainer
 from node.learn.trial import Trial
@@ -46,7 +46,9 @@ class OneByOne:
         self.name = name
         self.trainer = Trainer(model, section, channels_last=name == CHANNELS_LAST)
 
-    def train(self, slab: Tensor, batches: StackedBatches, lr: Tensor, proximal: Tensor) -> None:
+    def train(
+        self, slab: Tensor, batches: StackedBatches, lr: Tensor, proximal: Tensor, guides: Guides = UNGUIDED
+    ) -> None:
         """Train the rows of a slab [models, dimension] in place; ``lr`` and ``proximal`` are float64 [models, 1]."""
         sizes = batches.sizes.tolist()
         for i, (row, rate, pull) in enumerate(
@@ -54,7 +56,7 @@ class OneByOne:
         ):
             places = [rows[i, : size[i]] for rows, size in zip(batches.rows, sizes, strict=True)]
             pairs = ((batches.features.index_select(0, p), batches.labels.index_select(0, p)) for p in places)
-            row.copy_(self.trainer.train(row, pairs, rate, pull))
+            row.copy_(self.trainer.train(row, pairs, rate, pull, guides.of(i)))
 
 
 def pinned(kind: str, model: Model, section: TrainingSection, shape: tuple[int, ...], device: torch.device) -> Kernel:

@@ -50,6 +50,20 @@ class Model:
         self.dimension = ends[-1]
         self.spec = Spec((self.dimension,))
 
+    def cut(self, layers: int) -> int:
+        """Where the parameters of the last ``layers`` layers begin; a layer is a module with parameters of its own.
+
+        Raises ConfigError where there are not more layers than these.
+        """
+        starts: dict[str, int] = {}
+        for name, part, _ in self.parts:
+            starts.setdefault(name.rpartition(".")[0], part.start)
+        if not 0 < layers < len(starts):
+            most = len(starts) - 1
+            allowed = f"1 to {most}" if most else "none, for one must be left to share"
+            raise ConfigError(f"private layers: {layers} of the {most + 1} of {self.name!r}; allowed: {allowed}")
+        return list(starts.values())[-layers]
+
     def _seeded(self, seed: int) -> nn.Module:
         """A fresh module whose weights depend on the seed only; leaves the global generator as it was."""
         with torch.random.fork_rng(devices=[]):

@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_breast_cancer, load_digits
 
 from node.config import DataSection
 from node.errors import ConfigError
@@ -41,6 +40,8 @@ def read(section: DataSection, seed: int) -> tuple[Samples, Samples | None]:
 
 def _from_sklearn(name: str) -> Samples:
     """Digits as images [1, 8, 8] in [0, 1]; breast cancer as 30 measurements."""
+    from sklearn.datasets import load_breast_cancer, load_digits  # with SciPy, 75 MB that images do without
+
     if name == "breast_cancer":
         features, labels = load_breast_cancer(return_X_y=True)
         return Samples(name, features, labels)

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from node.config import TrainingSection
 from node.learn.models import Dense
-from node.learn.slabs import LEAST_ROWS, SlabOptimizer, StackedBatches, aligned, chunks, filled, gather
+from node.learn.slabs import (
+    LEAST_ROWS,
+    UNGUIDED,
+    Guides,
+    SlabOptimizer,
+    StackedBatches,
+    aligned,
+    chunks,
+    filled,
+    gather,
+)
 from node.learn.training import EVALUATION_SAMPLES
 
 _EVALUATION_ROWS = 8
@@ -32,10 +42,13 @@ class DenseKernel:
         self._section = section
         self._is_plain = section.optimizer == "sgd" and not section.momentum and not section.weight_decay
 
-    def train(self, slab: Tensor, batches: StackedBatches, lr: Tensor, proximal: Tensor) -> None:
+    def train(
+        self, slab: Tensor, batches: StackedBatches, lr: Tensor, proximal: Tensor, guides: Guides = UNGUIDED
+    ) -> None:
         """Train the rows of a slab [models, dimension] in place; ``lr`` and ``proximal`` are float64 [models, 1]."""
         lr = lr.to(slab)
-        is_plain = self._is_plain and not bool(proximal.any())
+        is_led = guides.mask is not None or guides.correction is not None or bool(proximal.any())
+        is_plain = self._is_plain and not is_led
         # The gradient is linear in the samples' weights, so plain SGD needs no gradient at all: the learning rate goes
         # into the weights, and every product is subtracted from the parameters where it arises.
         weights = batches.weights().unsqueeze(2)
@@ -45,21 +58,22 @@ class DenseKernel:
         targets = weights.new_zeros(*weights.shape[:2], classes, weights.shape[3])
         targets.scatter_(2, batches.labels[batches.rows].unsqueeze(2), weights)
         gradient = slab if is_plain else aligned(*slab.shape, device=slab.device)
-        rule = SlabOptimizer(self._section, slab, proximal)
-        network = _Network(slab, gradient, self._model.widths, weights.shape[3])
+        rule = SlabOptimizer(self._section, slab, proximal, guides)
+        network = _Network(slab, gradient, self._model.widths, weights.shape[3], guides)
         for step in range(len(weights)):
             network.differentiate(batches.step(step).flatten(2), weights[step], targets[step])
             if not is_plain:
-                rule.step(slab, gradient, lr)
+                rule.step(gradient, lr)
 
 
 class _Network:
     """The layers of a slab's models as views, and the buffers of one pass, used again at every step."""
 
-    def __init__(self, slab: Tensor, gradient: Tensor, widths: tuple[int, ...], width: int) -> None:
+    def __init__(self, slab: Tensor, gradient: Tensor, widths: tuple[int, ...], width: int, guides: Guides) -> None:
         models = len(slab)
         self._is_in_place = gradient is slab
         self._layers = _layers(slab, widths)
+        self._moving = _moving(widths, guides)
         self._gradients = _layers(gradient, widths)
         self._activations = [aligned(models, width, units, device=slab.device) for units in widths[:-1]]
         self._errors = [aligned(models, width, units, device=slab.device) for units in widths[:-1]]
@@ -78,12 +92,13 @@ class _Network:
         weight, bias = self._layers[-1]
         logits = torch.baddbmm(bias.unsqueeze(2), weight, activations[-1].transpose(1, 2), out=self._logits)
         error = torch.softmax(logits, 1, out=logits).mul_(weights).sub_(targets)
-        for i in reversed(range(len(self._layers))):
+        for i in reversed(range(self._moving.start, len(self._layers))):
             propagated = error
-            if i:
+            if i > self._moving.start:
                 inputs = torch.bmm(error.transpose(1, 2), self._layers[i][0], out=self._errors[i])
                 propagated = _threshold_backward(inputs, activations[i], 0, grad_input=inputs).transpose(1, 2)
-            self._accumulate(i, error, activations[i])
+            if i in self._moving:
+                self._accumulate(i, error, activations[i])
             error = propagated
 
     def _accumulate(self, layer: int, error: Tensor, inputs: Tensor) -> None:
@@ -95,6 +110,14 @@ class _Network:
         else:
             weight.baddbmm_(error, inputs, beta=0)
             torch.sum(error, 2, out=bias)
+
+
+def _moving(widths: tuple[int, ...], guides: Guides) -> range:
+    """The layers that are not frozen."""
+    sizes = [(inputs + 1) * outputs for inputs, outputs in itertools.pairwise(widths)]
+    begins = list(itertools.accumulate(sizes, initial=0))
+    start, stop, _ = guides.moving.indices(begins[-1])
+    return range(begins.index(start), begins.index(stop))
 
 
 def _layers(slab: Tensor, widths: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 from typing import Protocol as Interface
 
 import torch
@@ -18,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from node.config import TrainingSection
 from node.learn.layers import network
 from node.learn.models import Model
+from node.op import Key
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -83,6 +86,45 @@ def optimizer(section: TrainingSection) -> Optimizer:
     return Adam() if section.optimizer == "adam" else SGD(section.momentum)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Guide:
+    """What leads training elsewhere than the data alone would."""
+
+    toward: Tensor | None = None
+    """Flat model that a proximal term pulls to, in place of the start."""
+    mask: Tensor | None = None
+    """Of the model's shape: gradients are multiplied by it, weight decay's included."""
+    correction: Tensor | None = None
+    """Of the model's shape: added to every gradient, before the mask."""
+    part: Literal["all", "core", "head"] = "all"
+    """Which parameters move: those before the cut, or from there on; the others are frozen."""
+    cut: int = 0
+
+
+class PrivateTraining(Interface):
+    """Trains one model at a time without telling much of any single record; :mod:`node.privacy` has the real one."""
+
+    digest: bytes
+    """What its results follow from besides the arguments of :meth:`train`: for values that are kept on disk."""
+
+    def train(
+        self,
+        start: Tensor,
+        features: Tensor,
+        labels: Tensor,
+        key: Key,
+        steps: int,
+        lr: float,
+        proximal: float,
+        guide: Guide | None,
+    ) -> Tensor:
+        """Take steps from the flat vector ``start`` on; gives a new vector.
+
+        Draws its own batches of all records of a node: features [n, *shape], labels [n]. ``key`` is the task's.
+        """
+        ...
+
+
 class Trainer:
     """Trains one model at a time.
 
@@ -98,17 +140,26 @@ class Trainer:
 
     @torch.no_grad()
     def train(
-        self, start: Tensor, batches: Iterable[tuple[Tensor, Tensor]], lr: float, proximal: float = 0.0
+        self,
+        start: Tensor,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        lr: float,
+        proximal: float = 0.0,
+        guide: Guide | None = None,
     ) -> Tensor:
         """Take one step for each batch (features [b, *shape], labels [b]), from the flat vector ``start`` on.
 
-        ``proximal`` is the strength of the pull back to ``start`` (FedProx: Li et al., MLSys 2020). Gives a new vector.
+        ``proximal`` is the strength of the pull back to ``start`` (FedProx: Li et al., MLSys 2020), or to the guide's
+        model. Gives a new vector.
         """
         section = self._section
         trained = start.clone()
         views = list(self._model.named(trained).values())
         parameters = [self._arranged(view) for view in views]
-        anchors = [parameter.clone() for parameter in parameters] if proximal else []
+        anchors = self._anchors(parameters, guide) if proximal else []
+        moving = moving_of(self._model, guide)
+        masks = [] if guide is None else self._aligned(guide.mask)
+        corrections = [] if guide is None else self._aligned(guide.correction)
         rule = optimizer(section)
         differentiate = self._network.at(parameters)
         for features, labels in batches:
@@ -117,11 +168,27 @@ class Trainer:
                 torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=proximal)
             if section.weight_decay:
                 torch._foreach_add_(gradients, parameters, alpha=section.weight_decay)
-            rule.step(parameters, gradients, lr)
+            if corrections:
+                torch._foreach_add_(gradients, corrections)
+            if masks:
+                torch._foreach_mul_(gradients, masks)
+            rule.step(parameters[moving], gradients[moving], lr)
         for view, parameter in zip(views, parameters, strict=True):
             if view is not parameter:
                 view.copy_(parameter)
         return trained
+
+    def _named(self, flat: Tensor) -> list[Tensor]:
+        return list(self._model.named(flat).values())
+
+    def _aligned(self, flat: Tensor | None) -> list[Tensor]:
+        """As the parameters lie, for each of them; none of nothing."""
+        return [] if flat is None else [self._arranged(view) for view in self._named(flat)]
+
+    def _anchors(self, parameters: list[Tensor], guide: Guide | None) -> list[Tensor]:
+        if guide is None or guide.toward is None:
+            return [parameter.clone() for parameter in parameters]
+        return self._aligned(guide.toward)
 
     @torch.no_grad()
     def evaluate(self, flat: Tensor, features: Tensor, labels: Tensor) -> dict[str, float]:
@@ -145,6 +212,14 @@ class Trainer:
         if not self._model.is_convolutional:
             return EVALUATION_SAMPLES
         return min(EVALUATION_SAMPLES, max(_LEAST_IMAGES, _IMAGE_ELEMENTS // math.prod(features.shape[1:])))
+
+
+def moving_of(model: Model, guide: Guide | None) -> slice:
+    """Which of a model's parameters a guide lets move."""
+    if guide is None or guide.part == "all":
+        return slice(None)
+    frozen = sum(part.start < guide.cut for _, part, _ in model.parts)
+    return slice(frozen) if guide.part == "core" else slice(frozen, None)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from node.config import TrainingSection
 from node.learn.models import Model
-from node.learn.slabs import LEAST_ROWS, SlabOptimizer, StackedBatches, gather
+from node.learn.slabs import LEAST_ROWS, UNGUIDED, Guides, SlabOptimizer, StackedBatches, gather
 
 _TRIAL_ROWS = 20
 
@@ -54,11 +54,13 @@ class VmapKernel:
             return False
         return True
 
-    def train(self, slab: Tensor, batches: StackedBatches, lr: Tensor, proximal: Tensor) -> None:
+    def train(
+        self, slab: Tensor, batches: StackedBatches, lr: Tensor, proximal: Tensor, guides: Guides = UNGUIDED
+    ) -> None:
         """Train the rows of a slab [models, dimension] in place; ``lr`` and ``proximal`` are float64 [models, 1]."""
         lr = lr.to(slab)
         weights = batches.weights()
-        rule = SlabOptimizer(self._section, slab, proximal)
+        rule = SlabOptimizer(self._section, slab, proximal, guides)
         for step, rows in enumerate(batches.rows):
             gradient = self._gradient(slab, batches.step(step), batches.labels[rows], weights[step])
-            rule.step(slab, gradient, lr)
+            rule.step(gradient, lr)

@@ -7,29 +7,31 @@ in which order, follows from its key alone.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import deterministic
 
+from node.aggregation import Aggregation
 from node.config import TrainingSection
 from node.errors import ComputeError
-from node.learn import batches, kernels, stacked
+from node.learn import batches, kernels, parts
 from node.learn.basis import Basis
 from node.learn.data import Federation
 from node.learn.device import find as device_of
-from node.learn.models import Dense, Model
-from node.learn.slabs import LEAST_ROWS, Kernel, StackedBatches, chunks, filled, gather
-from node.learn.training import Trainer
-from node.op import Key, Op, Spec, Task
+from node.learn.evaluation import METRICS, RISK, Evaluation
+from node.learn.models import Model
+from node.learn.slabs import LEAST_ROWS, UNGUIDED, Guides, Kernel, StackedBatches, chunks, filled, gather
+from node.learn.sparse import Sparsity
+from node.learn.tasks import by_shape
+from node.learn.training import Guide, PrivateTraining, Trainer
+from node.op import Key, Op, Spec, Static, Task, Value
 
-_METRICS = Spec((2,), "float64", ("accuracy", "loss"))
 _MIXED_AT_ONCE = 32
 _CACHE_BYTES = 2 << 20
+_GUIDING = ("guides", "part", "cut", "repeats")
 
 
 def prepare_torch() -> None:
@@ -48,8 +50,13 @@ class Workload:
     """Data, model and training of one experiment, as ops.
 
     ``train`` takes one model and the static arguments steps, lr and proximal; the optimizer's state starts anew with
-    every call. ``evaluate`` takes one model and the static argument on ("test", "local" or "train"), and gives accuracy
-    and loss. ``mix`` takes models and their weights, and adds them up in the order given. ``init`` takes nothing.
+    every call. ``adapt`` also takes the tensors of a :class:`node.learn.training.Guide` that the static guides name,
+    its part and cut, and in repeats how often each batch is used in a row.
+
+    ``evaluate`` takes one model and the static argument on ("test", "own", "local" or "train"), and gives
+    accuracy and loss; ``confusion`` takes one model, and counts what its node's own test samples are, and are taken for
+    (:meth:`node.learn.evaluation.Evaluation.confusion`). ``mix`` takes models and their weights, and adds them up in
+    the order given. ``init`` takes nothing.
     """
 
     def __init__(
@@ -60,8 +67,13 @@ class Workload:
         seed: int,
         kernel: str = "auto",
         device: str = "cpu",
+        private: PrivateTraining | None = None,
+        aggregation: Aggregation | None = None,
     ) -> None:
         """``kernel`` says how many models are trained at once, ``device`` where everything is computed.
+
+        ``private`` trains in place of all kernels, one model at a time, on batches of its own. ``aggregation`` is the
+        rule by which nodes make one model of what they hear; None: the protocol's mean.
 
         Raises ConfigError for a kernel that does not exist for the model, or a device that is not there.
         """
@@ -70,31 +82,51 @@ class Workload:
         self._model = model
         self._training = training
         self._seed = seed
-        self._train_set, self._test_set = (
-            (dataset.features.to(self._device), dataset.labels.to(self._device))
-            for dataset in (federation.train, federation.test)
-        )
+        train = federation.train
+        self._train_set = train.features.to(self._device), train.labels.to(self._device)
+        self._evaluation = Evaluation(federation, model, self._train_set, self._device)
         self._initial: Tensor | None = None
         self._trainer = Trainer(model, training)
+        self._private = private
         self._kernel: Kernel | None = None
         if kernel != "auto":
             shape = tuple(federation.train.features.shape[1:])
             self._kernel = kernels.pinned(kernel, model, training, shape, self._device)
         self.model_spec = model.spec
+        self.aggregation = aggregation
         self.init: Op[...] = Op("learn:init", self._init, spec=lambda inputs, static: model.spec)
         self._basis: Basis | None = None
-        self.train: Op[...] = Op(
-            "learn:train", self._train, self._train_many, seeded=True, basis=lambda key: self.basis.of_train(key)
-        )
-        self.evaluate: Op[...] = Op(
-            "learn:evaluate",
-            self._evaluate,
-            self._evaluate_many,
-            lambda inputs, static: _METRICS,
-            seeded=True,
-            basis=lambda key: self.basis.of_evaluate(key),
-        )
+        self.train = self._training_by("train", self._train)
+        judge = self._evaluation
+        self.evaluate = self._judging("evaluate", self._evaluate, METRICS, self._evaluate_many)
+        self.confusion = self._judging("confusion", judge.confusion, judge.confusion_spec())
+        self.risk = self._judging("risk", judge.risk, RISK)
         self.mix: Op[...] = Op("learn:mix", self._mix, self._mix_many, basis=lambda key: self.basis.of_mix(key))
+        self.fresh: Op[...] = Op(
+            "learn:fresh",
+            self._fresh,
+            spec=lambda inputs, static: model.spec,
+            basis=lambda key: self.basis.of_fresh(key),
+        )
+        self.adapt = self._training_by("adapt", self._adapt)
+        self.part, self.join = parts.part, parts.join
+        self.sparse = Sparsity(model, self._one_batch, lambda key: self.basis.of_train(key))
+
+    def _training_by(self, name: str, solve: Callable[[Task], Tensor]) -> Op[...]:
+        """An op that trains: many models at once, where nothing is private."""
+        many = self._train_many if self._private is None else None
+        return Op(f"learn:{name}", solve, many, seeded=True, basis=lambda key: self.basis.of_train(key))
+
+    def _judging(
+        self,
+        name: str,
+        solve: Callable[[Task], Value],
+        spec: Spec,
+        many: Callable[[Sequence[Task]], list[Value]] | None = None,
+    ) -> Op[...]:
+        """An op that judges a model on what its task's node is tested on, or holds."""
+        name = f"learn:{name}"
+        return Op(name, solve, many, lambda inputs, static: spec, True, lambda key: self.basis.of_evaluate(key))
 
     @property
     def kernel_name(self) -> str:
@@ -106,7 +138,8 @@ class Workload:
         """Say whether many tasks are solved at once, so that :attr:`basis` can name the kernel; chooses it."""
         name = self._chosen().name if batched else kernels.LOOP
         arithmetic = f"{name} {self._device.type} {'batched' if batched else 'inline'}"
-        self._basis = Basis(self._federation, self._model, self._training, arithmetic)
+        private = b"" if self._private is None else self._private.digest
+        self._basis = Basis(self._federation, self._model, self._training, arithmetic, private)
 
     @property
     def basis(self) -> Basis:
@@ -118,7 +151,19 @@ class Workload:
     @property
     def ops(self) -> tuple[Op[...], ...]:
         """All of them."""
-        return self.init, self.train, self.evaluate, self.mix
+        return (
+            self.init,
+            self.fresh,
+            self.train,
+            self.adapt,
+            self.evaluate,
+            self.confusion,
+            self.risk,
+            self.mix,
+            self.part,
+            self.join,
+            *self.sparse.ops,
+        )
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -141,6 +186,15 @@ class Workload:
         train = self._federation.train
         return np.bincount(train.labels.numpy()[self._federation.shards.of(node)], minlength=train.classes)
 
+    @property
+    def groups(self) -> int:
+        """How many groups of nodes there are, by kind of data."""
+        return self._federation.groups
+
+    def group_of(self, node: int) -> int:
+        """The group that a node belongs to; 0 where there are none, -1 for a node without data where there are some."""
+        return self._federation.group_of(node)
+
     def steps(self, node: int) -> int:
         """Steps of one default ``train``: ``local_steps``, or ``local_epochs`` passes over the node's shard."""
         section = self._training
@@ -149,14 +203,18 @@ class Workload:
         return section.local_epochs * batches.batches_per_pass(self.shard_size(node), section.batch_size)
 
     def samples(self, node: int, steps: int) -> int:
-        """Samples that so many steps process."""
+        """Samples that so many steps process; where training is private, on average."""
+        if self._private is not None:
+            return steps * min(self.shard_size(node), self._training.batch_size)
         return batches.samples(self.shard_size(node), self._training.batch_size, steps)
 
+    def cut(self, layers: int) -> int:
+        """Where a model's last ``layers`` layers begin. Raises ConfigError where it has no more than these."""
+        return self._model.cut(layers)
+
     def held_samples(self, node: int, on: str) -> int:
-        """Samples that an evaluation of a node on ``test``, ``local`` or ``train`` goes through."""
-        if on == "test":
-            return len(self._federation.test.labels)
-        return (self._federation.shards if on == "train" else self._federation.local_tests).size(node)
+        """Samples that an evaluation of a node on ``test``, ``own``, ``local`` or ``train`` goes through."""
+        return self._evaluation.held_samples(node, on)
 
     def lr(self, call: int) -> float:
         """Learning rate of a node's ``call``-th train, counted from 0.
@@ -196,21 +254,49 @@ class Workload:
             self._initial = self._model.initial(self._seed).to(self._device)
         return self._initial
 
+    def _fresh(self, task: Task) -> Tensor:
+        drawn = Key(self._seed, 0, task.static["draw"]).rng().integers(2**63)
+        return self._model.initial(int(drawn)).to(self._device)
+
     def _train(self, task: Task) -> Tensor:
         (start,) = self._here(task.inputs)
+        if self._private is not None:
+            return self._train_privately(self._private, task, start)
+        return self._trainer.train(start, self._batches(task), task.static["lr"], task.static["proximal"])
+
+    def _adapt(self, task: Task) -> Tensor:
+        start, *guides = self._here(task.inputs)
+        static = task.static
+        guide = Guide(**dict(zip(static["guides"], guides, strict=True)), part=static["part"], cut=static["cut"])
+        if self._private is not None:
+            return self._train_privately(self._private, task, start, guide, static["repeats"])
+        batches = (batch for batch in self._batches(task) for _ in range(static["repeats"]))
+        return self._trainer.train(start, batches, static["lr"], static["proximal"], guide)
+
+    def _train_privately(
+        self, private: PrivateTraining, task: Task, start: Tensor, guide: Guide | None = None, repeats: int = 1
+    ) -> Tensor:
+        """Train on the node's records; each repetition draws anew: what it costs is known of independent batches."""
+        static = task.static
+        rows = torch.from_numpy(self._federation.shards.of(task.key.node)).to(self._device)
+        features, labels = (tensor.index_select(0, rows) for tensor in self._train_set)
+        steps = static["steps"] * repeats
+        return private.train(start, features, labels, task.key, steps, static["lr"], static["proximal"], guide)
+
+    def _batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and labels of each of a task's steps."""
         size = min(self._training.batch_size, self.shard_size(task.key.node))
         rows, sizes = self._draw([task], task.static["steps"], size)
         features, labels = self._train_set
-        steps = [row[0, : size[0]] for row, size in zip(rows, sizes.tolist(), strict=True)]
-        pairs = ((features.index_select(0, row), labels.index_select(0, row)) for row in steps)
-        return self._trainer.train(start, pairs, task.static["lr"], task.static["proximal"])
+        for row, held in zip(rows, sizes.tolist(), strict=True):
+            chosen = row[0, : held[0]]
+            yield features.index_select(0, chosen), labels.index_select(0, chosen)
+
+    def _one_batch(self, key: Key) -> tuple[Tensor, Tensor]:
+        return next(self._batches(Task((), {"steps": 1}, key)))
 
     def _evaluate(self, task: Task) -> dict[str, float]:
-        return self._evaluate_with(self._trainer, task)
-
-    def _evaluate_with(self, trainer: Trainer, task: Task) -> dict[str, float]:
-        (model,) = self._here(task.inputs)
-        return trainer.evaluate(model, *self._held(task.static["on"], task.key.node))
+        return self._evaluation.one(task, self._trainer)
 
     def _mix(self, task: Task) -> Tensor:
         """The weighted sum of models, in the order given, so that its bits never depend on what was ready first."""
@@ -234,19 +320,6 @@ class Workload:
         rows = torch.from_numpy(shards.indices[starts[:, None] + places])
         return rows.to(self._device), torch.from_numpy(sizes).to(self._device)
 
-    def _held(self, on: str, node: int) -> tuple[Tensor, Tensor]:
-        """Features and labels of one of a node's sets of samples."""
-        federation = self._federation
-        if on == "test":
-            return self._test_set
-        if on not in ("local", "train"):
-            raise ComputeError(f"evaluate on {on!r}: there are 'test', 'local' and 'train'")
-        rows = (federation.shards if on == "train" else federation.local_tests).of(node)
-        if not len(rows):
-            raise ComputeError(f"evaluate on 'local': node {node} holds out no samples; raise data.local_test_fraction")
-        features, labels = self._train_set
-        return features[rows], labels[rows]
-
     # Many tasks
 
     def _chosen(self) -> Kernel:
@@ -256,15 +329,17 @@ class Workload:
         return self._kernel
 
     def _train_many(self, tasks: Sequence[Task]) -> list[Tensor]:
+        """Of ``train``, and of ``adapt``."""
         kernel = self._chosen()
 
         def shape(task: Task) -> Hashable:
-            return task.static["steps"], self._width(task.key.node), task.static["proximal"] != 0
+            static = task.static
+            return self._width(task.key.node), static["steps"], static["proximal"] != 0, *map(static.get, _GUIDING)
 
         def solve(group: Sequence[Task]) -> list[Tensor]:
             return [row for chunk in chunks(group, kernel.most_rows) for row in self._train_chunk(kernel, chunk)]
 
-        return _by_group(tasks, shape, solve)
+        return by_shape(tasks, shape, solve)
 
     def _width(self, node: int) -> int:
         """Samples that each of a node's stacked batches is filled up to: it depends on nothing but the node's shard."""
@@ -272,29 +347,25 @@ class Workload:
         return max(LEAST_ROWS, min(self._training.batch_size, 1 << (largest - 1).bit_length()))
 
     def _train_chunk(self, kernel: Kernel, tasks: Sequence[Task]) -> list[Tensor]:
-        """Train some models whose tasks agree in steps, width, and in having a proximal term or none."""
+        """Train some models whose tasks agree in steps, width, guides, and in having a proximal term or none."""
         stack = filled(tasks, kernel.least_rows)
-        rows, sizes = self._draw(stack, stack[0].static["steps"], self._width(stack[0].key.node))
+        static = stack[0].static
+        drawn = self._draw(stack, static["steps"], self._width(stack[0].key.node))
+        rows, sizes = (tensor.repeat_interleave(static.get("repeats", 1), 0) for tensor in drawn)
         rates = torch.tensor(
             [(task.static["lr"], task.static["proximal"]) for task in stack], dtype=torch.float64, device=self._device
         )
+        columns = zip(*[task.inputs for task in stack], strict=True)
         with torch.no_grad():
-            slab = gather([task.inputs[0] for task in stack], self._device)
-            kernel.train(slab, StackedBatches(*self._train_set, rows, sizes), rates[:, :1], rates[:, 1:])
+            slab, *slabs = [gather(column, self._device) for column in columns]
+            guides = _guides(static, slabs) if "guides" in static else UNGUIDED
+            kernel.train(slab, StackedBatches(*self._train_set, rows, sizes), rates[:, :1], rates[:, 1:], guides)
         return list(slab.unbind()[: len(tasks)])
 
     def _evaluate_many(self, tasks: Sequence[Task]) -> list[dict[str, float]]:
-        model = self._model
-        kernel = self._chosen() if model.is_convolutional else None
+        kernel = self._chosen() if self._model.is_convolutional else None
         trainer = kernel.trainer if isinstance(kernel, kernels.OneByOne) else self._trainer
-
-        def solve(group: Sequence[Task]) -> list[dict[str, float]]:
-            if isinstance(model, Dense) and group[0].static["on"] == "test":
-                flats = [task.inputs[0] for task in group]
-                return stacked.evaluate(model, flats, *self._test_set)
-            return [self._evaluate_with(trainer, task) for task in group]
-
-        return _by_group(tasks, lambda task: task.static["on"], solve)
+        return self._evaluation.many(tasks, trainer)
 
     def _mix_many(self, tasks: Sequence[Task]) -> list[Tensor]:
         """The same sums, bit for bit: neighbourhoods with the same weights are added up side by side, in the cache."""
@@ -306,7 +377,7 @@ class Workload:
             at_once = min(max(fitting, 2), _MIXED_AT_ONCE)
             return [mixed for chunk in chunks(group, at_once) for mixed in self._mix_chunk(chunk)]
 
-        return _by_group(tasks, lambda task: task.static["weights"], solve)
+        return by_shape(tasks, lambda task: (task.static["weights"], task.inputs[0].numel()), solve)
 
     def _mix_chunk(self, tasks: Sequence[Task]) -> list[Tensor]:
         weights = tasks[0].static["weights"]
@@ -317,15 +388,7 @@ class Workload:
         return mixed
 
 
-def _by_group(
-    tasks: Sequence[Task], shape: Callable[[Task], Hashable], solve: Callable[[Sequence[Task]], list[Any]]
-) -> list[Any]:
-    """Solve tasks in groups of one shape, and give the values in the tasks' order."""
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for i, task in enumerate(tasks):
-        groups[shape(task)].append(i)
-    values: list[Any] = [None] * len(tasks)
-    for members in groups.values():
-        for i, value in zip(members, solve([tasks[i] for i in members]), strict=True):
-            values[i] = value
-    return values
+def _guides(static: Static, slabs: Sequence[Tensor]) -> Guides:
+    """What leads some tasks of ``adapt`` that agree in its kinds, whose tensors are the rows of a slab for each."""
+    named = dict(zip(static["guides"], slabs, strict=True))
+    return Guides(**named, part=static["part"], cut=static["cut"])

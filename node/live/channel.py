@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,7 @@ class Work(msgspec.Struct):
     tasks: int = 0
     messages: int = 0
     bytes_sent: int = 0
+    refused_messages: int = 0
 
 
 class Measured(msgspec.Struct, tag="measured"):
@@ -30,6 +31,12 @@ class Measured(msgspec.Struct, tag="measured"):
 
     rows: list[tuple[float, int, int, str, float]]
     work: Work = msgspec.field(default_factory=Work)
+
+
+class Spent(msgspec.Struct, tag="spent"):
+    """What a node has spent of its privacy, with the training that it is about to begin."""
+
+    state: dict[str, Any]
 
 
 class Alive(msgspec.Struct, tag="alive"):
@@ -49,6 +56,7 @@ class Finished(msgspec.Struct, tag="finished"):
     messages: int
     bytes_sent: int
     private_bytes: int
+    refused_messages: int = 0
 
 
 class Failed(msgspec.Struct, tag="failed"):
@@ -67,7 +75,7 @@ class Stop(msgspec.Struct, tag="stop"):
     """End now, in order."""
 
 
-Said: TypeAlias = Shown | Measured | Alive | Finished | Failed | Begin | Stop
+Said: TypeAlias = Shown | Measured | Spent | Alive | Finished | Failed | Begin | Stop
 _decoder = msgspec.msgpack.Decoder(Said)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import msgspec
 import structlog
 
 from node.errors import Corrupt
+from node.live.durable import sync, write
 from node.op import Spec
 
 Saved = tuple[dict[str, Any], dict[str, tuple[Spec, bytes]]]
@@ -44,18 +44,11 @@ class Checkpoints:
     def _write(self, folder: Path, data: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         new, current, previous = (folder / f"checkpoint.{name}" for name in ("new", "current", "previous"))
-        with new.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write(new, data)
         if current.exists():
             current.replace(previous)
         new.replace(current)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)
 
     def load(self) -> Saved | None:
         """The newest whole state, or None where nothing was ever saved. Raises Corrupt where none is whole."""

@@ -18,7 +18,7 @@ class Reading(NamedTuple):
     """What a node has done so far."""
 
     gauges: Mapping[str, float]
-    """``round``, ``accuracy`` and ``loss``, where they are known."""
+    """``round``, ``accuracy``, ``loss`` and ``epsilon``, where they are known."""
     sent: tuple[int, int]
     """Messages and their bytes."""
     received: tuple[int, int]
@@ -26,6 +26,8 @@ class Reading(NamedTuple):
     """Frames, handshakes and messages that were refused, by reason."""
     peers: Mapping[str, int]
     """How many peers are in each state."""
+    meanings: Mapping[str, Mapping[str, str]] = {}
+    """Labels of a gauge that means nothing without them, by its name."""
 
 
 class Metrics(Collector):
@@ -66,7 +68,10 @@ class Metrics(Collector):
         """Called by the registry."""
         reading = self._read()
         for name, value in reading.gauges.items():
-            yield GaugeMetricFamily(f"starling_{name}", f"The last {name} of this node.", value)
+            meaning = reading.meanings.get(name, {})
+            gauge = GaugeMetricFamily(f"starling_{name}", f"The last {name} of this node.", labels=list(meaning))
+            gauge.add_metric(list(meaning.values()), value)
+            yield gauge
         for position, what in enumerate(("messages", "bytes")):
             family = CounterMetricFamily(f"starling_{what}", f"What has passed in {what}.", labels=["direction"])
             family.add_metric(["sent"], reading.sent[position])

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from node.errors import ConfigError
-from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Stop, Work
+from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Spent, Stop, Work
 
 _ENDING = {signal.SIGINT, signal.SIGTERM}
 _STOP_S = 5.0
@@ -44,6 +44,8 @@ class Child:
     finished: Finished | None = None
     work: Work = field(default_factory=Work)
     """What it had done when it last said so."""
+    spent: dict[str, Any] | None = None
+    """What it has spent of its privacy, where it keeps account of that."""
     heard_s: float = field(default_factory=time.monotonic)
     verdict: str | None = None
     """Why it was ended by us."""
@@ -254,6 +256,8 @@ class Supervisor:
             elif isinstance(said, Measured):
                 child.work = said.work
                 self._on_measured(said)
+            elif isinstance(said, Spent):
+                child.spent = said.state
             elif isinstance(said, Finished):
                 child.finished = said
                 self._look()

@@ -101,6 +101,18 @@ class Transport:
         self.address = self._io.address
         self._io.start()
 
+    @property
+    def identity(self) -> Identity:
+        """This node's keys."""
+        return self._identity
+
+    @property
+    def roster(self) -> Roster:
+        """Those that were admitted. NotAMember before anybody was."""
+        if self._roster is None:
+            raise NotAMember("nobody has been admitted yet; admit a roster first")
+        return self._roster
+
     def admit(self, roster: Roster) -> None:
         """Talk to the nodes of this roster, and to nobody else; a later call replaces it."""
         io = self._running()

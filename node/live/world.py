@@ -20,12 +20,13 @@ from node.live.transport import Transport
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref, Spec, Task, Value
+from node.private import Mechanisms
 from node.protocol import Protocol
 from node.record import Recorder
 from node.solver import Executor, Plan, explain
 from node.tape import EventKind, Tape
 from node.topology import Topology, build
-from node.world import Done, Workload
+from node.world import Done, Ledger, Lineage, Workload
 
 _MOST_ANSWERS = 64
 """Answers to one peer that may wait to be solved and sent."""
@@ -73,6 +74,11 @@ class LiveWorld:
         self.seed = seed
         self.initial = self.graph.constant(workload.init.solve(Task((), {}, Key(seed, 0, 0))), workload.model_spec)
         self.gone: Collection[int] = ()
+        self.ledger: Ledger | None = None
+        self.lineage: Lineage | None = None
+        self.mechanisms: Mechanisms | None = None
+        self.shapes = frozenset({workload.model_spec})
+        """What a model, or a part of one, in a message may look like."""
         self.recorder = recorder
         self.tape = tape
         self.batches = 0
@@ -101,7 +107,7 @@ class LiveWorld:
         """Take part until the protocol has ended; gives the final model's value. Handlers go on answering after it."""
         self.clock.start()
         ctx = Context(self.me, self, protocol, wrapping)
-        running = asyncio.ensure_future(protocol.run(ctx))
+        running = asyncio.ensure_future(ctx.run())
         try:
             await asyncio.sleep(0)  # the protocol's first step: its state is set up before a handler can see it
             self._open(ctx)
@@ -170,14 +176,17 @@ class LiveWorld:
 
     def _check_shapes(self, header: Header) -> None:
         for spec in header.specs:
-            if spec != self.workload.model_spec:
+            if spec not in self.shapes:
                 raise BadFrame(
                     f"{header.type.wire_name} carries {spec.dtype}{list(spec.shape)}, but a model here is "
                     f"{self.workload.model_spec.dtype}{list(self.workload.model_spec.shape)}"
                 )
 
     def _received(self, buffer: memoryview, spec: Spec) -> Ref:
-        return self.graph.constant(self._tensors.from_buffer(buffer, spec), spec)
+        ref = self.graph.constant(self._tensors.from_buffer(buffer, spec), spec)
+        if self.lineage is not None:
+            self.lineage.came(self.me, ref, buffer)
+        return ref
 
     def lose(self, peer: int) -> None:
         """A peer has gone."""
@@ -275,13 +284,22 @@ class LiveWorld:
             ctx.log.info("message lost", peer=peer, message=message.wire_name, reason=str(error))
 
     def _buffer_of(self, ref: Ref) -> memoryview:
-        return self._tensors.to_buffer(self.graph.values[ref.id])
+        buffer = self._tensors.to_buffer(self.graph.values[ref.id])
+        if self.lineage is not None:
+            self.lineage.left(self.me, ref, buffer)
+        return buffer
 
     async def value(self, ref: Ref) -> Value:
         """Solve a value in the worker thread."""
         if not self.graph.is_solved(ref.id):
             self.forced_solves += 1
         return await self._solved(ref)
+
+    async def solved(self, refs: Sequence[Ref]) -> None:
+        """Solve several values in the worker thread."""
+        missing = [ref for ref in refs if not self.graph.is_solved(ref.id)]
+        self.forced_solves += len(missing)
+        await self._solve(missing)
 
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
         """Keep some metrics, and solve them soon."""

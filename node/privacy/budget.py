@@ -93,6 +93,8 @@ class NodeAccountant:
         ConfigError: an argument has no such value, or these have no known bound together.
     """
 
+    __slots__ = ("_counts", "adjacency", "budget", "sampling", "unit")
+
     def __init__(
         self,
         *,
@@ -204,35 +206,38 @@ class NodeAccountant:
     def _epsilon(self, counts: Mapping[tuple[float, float], int], delta: float, method: Method) -> float:
         check_choice("method", method, Method)
         gaussian.check_delta(delta)
-        steps = [Steps(sigma, q, n) for (sigma, q), n in counts.items() if n and q]
-        if any(step.sigma == 0 for step in steps):
-            return math.inf
-        sampled = any(step.q < 1 for step in steps)
-        if method == "pld":
-            self._need(not (sampled and self.sampling == "fixed_size"), "pld", "rdp")
-            return pld.epsilon_of(steps, delta, self.adjacency)
-        if method == "rdp":
-            self._need(not sampled or self.sampling == "fixed_size" or self.adjacency == "add_remove", "rdp", "pld")
-            curve = sum((self._curve(step) for step in steps), np.zeros(len(rdp.ORDERS)))
-            return rdp.epsilon_of(curve, delta)[0] if steps else 0.0
-        self._need(not sampled, method, "rdp or pld")
-        mu = gaussian.compose(self._reach / step.sigma * math.sqrt(step.n) for step in steps)
-        return (gaussian.epsilon_of if method == "gdp" else gaussian.zcdp_epsilon_of)(mu, delta)
+        steps = tuple(Steps(sigma, q, n) for (sigma, q), n in counts.items() if n and q)
+        return _epsilon_of(steps, delta, method, self.adjacency, self.sampling)
 
-    @property
-    def _reach(self) -> float:
-        """How far one contribution moves a sum, in clipping norms."""
-        return 1.0 if self.adjacency == "add_remove" else 2.0
 
-    def _curve(self, step: Steps) -> rdp.Curve:
-        return step.n * _curve(step.sigma / self._reach, step.q, self.sampling)
+@lru_cache(1 << 14)
+def _epsilon_of(
+    steps: tuple[Steps, ...], delta: float, method: Method, adjacency: Adjacency, sampling: Sampling
+) -> float:
+    """Of steps that all have noise or not, and a rate above 0; equal nodes share the work."""
+    if any(step.sigma == 0 for step in steps):
+        return math.inf
+    sampled = any(step.q < 1 for step in steps)
+    reach = 1.0 if adjacency == "add_remove" else 2.0  # how far a contribution moves a sum, in clipping norms
 
-    def _need(self, known: bool, method: str, instead: str) -> None:
+    def need(known: bool, instead: str) -> None:
         if not known:
             raise ConfigError(
-                f"method: {method} has no bound for random batches with sampling {self.sampling} and adjacency"
-                f" {self.adjacency}; allowed here: {instead}"
+                f"method: {method} has no bound for random batches with sampling {sampling} and adjacency {adjacency};"
+                f" allowed here: {instead}"
             )
+
+    if method == "pld":
+        need(not (sampled and sampling == "fixed_size"), "rdp")
+        return pld.epsilon_of(steps, delta, adjacency)
+    if method == "rdp":
+        need(not sampled or sampling == "fixed_size" or adjacency == "add_remove", "pld")
+        curves = (step.n * _curve(step.sigma / reach, step.q, sampling) for step in steps)
+        curve = sum(curves, np.zeros(len(rdp.ORDERS)))
+        return rdp.epsilon_of(curve, delta)[0] if steps else 0.0
+    need(not sampled, "rdp or pld")
+    mu = gaussian.compose(reach / step.sigma * math.sqrt(step.n) for step in steps)
+    return (gaussian.epsilon_of if method == "gdp" else gaussian.zcdp_epsilon_of)(mu, delta)
 
 
 def check_choice(key: str, value: object, choices: Any) -> None:
@@ -246,6 +251,6 @@ def check_choice(key: str, value: object, choices: Any) -> None:
         raise ConfigError(f"{key}: {value!r}; allowed: {', '.join(allowed)}")
 
 
-@lru_cache(256)
+@lru_cache(1 << 12)
 def _curve(sigma: float, q: float, sampling: Sampling) -> rdp.Curve:
     return rdp.poisson(sigma, q) if sampling == "poisson" else rdp.without_replacement(sigma, q)

@@ -19,10 +19,10 @@ from torch.nn.functional import cross_entropy
 from node.config import TrainingSection
 from node.errors import ComputeError, ConfigError
 from node.learn.models import Model
-from node.learn.training import optimizer
+from node.learn.training import Guide, moving_of, optimizer
 from node.privacy.clipping import check_clipping
 from node.privacy.ghost import GhostGradients, SampleGradients
-from node.privacy.noise import NoiseStream
+from node.privacy.noise import Coins, NoiseStream
 
 AT_ONCE = 64
 """Samples whose gradients are held at once; a larger batch is summed up in parts."""
@@ -110,15 +110,18 @@ class PrivateTrainer:
         rate: float,
         steps: int,
         lr: float,
-        sampling: np.random.Generator,
+        sampling: Coins,
         noise: NoiseStream,
         proximal: float = 0.0,
+        guide: Guide | None = None,
     ) -> Tensor:
         """Take steps from the flat vector ``start`` on; gives a new vector.
 
         ``features`` [n, *shape] and ``labels`` [n] are all that the node holds, of which every step takes each record
         with probability ``rate``. Nobody else may be able to tell what ``sampling`` draws, or the batches are no secret
-        and the guarantee is that of ``rate`` 1. ``proximal`` is the strength of the pull back to ``start``.
+        and the guarantee is that of ``rate`` 1. ``proximal`` is the strength of the pull back to ``start``, or to the
+        guide's model. What a guide does comes after the noise, on which no guarantee depends; a mask that is made from
+        the node's records is a release of its own.
 
         Raises ConfigError for a rate without a meaning or a node without records, ComputeError for a model whose ghost
         norms are not those of its gradients.
@@ -130,7 +133,10 @@ class PrivateTrainer:
         section = self._section
         trained = start.clone()
         parameters = list(self._model.named(trained).values())
-        anchors = list(self._model.named(start).values())
+        toward, mask = (None, None) if guide is None else (guide.toward, guide.mask)
+        anchors = list(self._model.named(start if toward is None else toward).values())
+        masks = [] if mask is None else list(self._model.named(mask).values())
+        moving = moving_of(self._model, guide)
         self._check_norms(parameters, features[:_CHECKED], labels[:_CHECKED])
         rule = optimizer(section)
         for _ in range(steps):
@@ -142,7 +148,9 @@ class PrivateTrainer:
                 torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=proximal)
             if section.weight_decay:
                 torch._foreach_add_(gradients, parameters, alpha=section.weight_decay)
-            rule.step(parameters, gradients, lr)
+            if masks:
+                torch._foreach_mul_(gradients, masks)
+            rule.step(parameters[moving], gradients[moving], lr)
         return trained
 
     def _clipped_sum(self, parameters: list[Tensor], features: Tensor, labels: Tensor) -> list[Tensor]:

@@ -10,6 +10,7 @@ gradients, without a second backward pass (book-keeping: Bu et al., ICML 2023).
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ class GhostGradients:
         self._names = [name for name, _, _ in model.parts]
         self._layers: dict[str, nn.Module] = {}
         self._calls: list[tuple[str, Tensor, Tensor]] = []
+        self._lock = threading.Lock()  # several nodes of one process may train at once
         for name, module in self._module.named_modules():
             if hasattr(module, "inplace"):
                 module.inplace = False  # it would overwrite the outputs that the errors are asked of
@@ -79,8 +81,8 @@ class GhostGradients:
         Raises ComputeError for a model that does not call every layer exactly once.
         """
         named = dict(zip(self._names, parameters, strict=True))
-        self._calls.clear()
-        with torch.enable_grad():
+        with self._lock, torch.enable_grad():
+            self._calls.clear()
             logits = functional_call(self._module, named, (features,))
             loss = cross_entropy(logits, labels, reduction="sum")  # a mean would shrink every sample's error
             calls = self._called_once()

@@ -40,6 +40,14 @@ NoiseSource = Callable[[Key], NoiseStream]
 """Where the noise of a task comes from: :func:`seeded` or :func:`secret`."""
 
 
+class Coins(Interface):
+    """Independent uniform numbers: a numpy Generator, or a :class:`Keystream`."""
+
+    def random(self, count: int, /) -> NDArray[np.float64]:
+        """The next numbers from 0 up to 1, shape (count,)."""
+        ...
+
+
 class Seeded:
     """Repeatable numbers for simulations, independent of ``Key.rng`` of the same key. Not secret."""
 
@@ -68,6 +76,11 @@ class Keystream:
     def words(self, count: int) -> NDArray[np.uint32]:
         """The next uniformly distributed 32-bit words, shape (count,)."""
         return np.frombuffer(self._cipher.update(bytes(4 * count)), "<u4").astype(np.uint32, copy=False)
+
+    def random(self, count: int) -> NDArray[np.float64]:
+        """The next numbers uniform from 0 up to 1, of 53 bits as numpy's are, shape (count,)."""
+        words = self.words(2 * count).reshape(-1, 2)
+        return ((words[:, 0] >> 5) * 2.0**26 + (words[:, 1] >> 6)) * 2.0**-53
 
     def normals(self, count: int) -> NDArray[np.float64]:
         """The next numbers, shape (count,), from two words a pair (Box and Muller, 1958); none is beyond 6.7.

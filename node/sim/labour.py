@@ -80,7 +80,7 @@ class Labour:
     def begin(self, ctx: Context, task: Ref, model: Ref, steps: int) -> Awaitable[Ref]:
         """Let a node's time for so many steps, recorded as ``task``, pass; gives ``model`` then."""
         node, now_s = ctx.me, self._clock.now
-        counter = self._graph.task_key(task.id).counter
+        counter = self._graph.counter_of(task.id)
         seconds = self._devices.train_s(node, self._workload.samples(node, steps), steps, counter)
         if self._evaluate_time:
             seconds += self._evaluating_s.pop(node, 0.0)

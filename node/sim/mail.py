@@ -11,8 +11,10 @@ from node.context import Context
 from node.errors import ProtocolError
 from node.mailbox import Mailbox
 from node.message import Message
+from node.op import Spec
 from node.sim.network import Network
 from node.sim.presence import Presence
+from node.sim.refusals import Refusals
 from node.tape import EventKind, Tape
 
 _DELIVERED, _LOST = int(EventKind.DELIVERED), int(EventKind.LOST)
@@ -49,12 +51,21 @@ class Mail:
         self._presence = presence
         self._handled: Mapping[type[Message], object] = {}
         self._is_plain = False
+        self._inspects = False
+        self.refusals = Refusals(contexts)
 
-    def open(self, handled: Mapping[type[Message], object]) -> None:
-        """Begin: all contexts are there, and their protocol has these handlers."""
+    def open(self, handled: Mapping[type[Message], object], shapes: frozenset[Spec], is_watched: bool) -> None:
+        """Begin: all contexts are there, their protocol has these handlers, and somebody may watch what arrives.
+
+        Args:
+            shapes: what a model, or a part of one, may look like in a message that a mod has changed.
+        """
         self._handled = handled
         self._mailboxes = [ctx.mailbox for ctx in self._contexts]
-        self._is_plain = self._presence is None and not any(ctx.is_wrapped for ctx in self._contexts)
+        self._inspects = any(ctx.has_mods for ctx in self._contexts)
+        self.refusals.open(shapes)
+        is_wrapped = any(ctx.is_wrapped for ctx in self._contexts)
+        self._is_plain = self._presence is None and not is_wrapped and not is_watched
 
     def send(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
         """Put a message on its way to each peer."""
@@ -82,11 +93,25 @@ class Mail:
 
     def _deliver(self, arg: tuple[int, int, tuple[Message, int, int], int]) -> None:
         to, sender, (message, request, reply), size = arg
+        if self._inspects and self._is_turned_away(to, sender, message):
+            return
         self._note(self._clock.now, _DELIVERED, to, sender, size)
         try:
             self._contexts[to].deliver(sender, message, request, reply)
         except Exception as error:
             self._fail(to, error)
+
+    def _is_turned_away(self, to: int, sender: int, message: Message) -> bool:
+        """Whether the receiver does not take a message in; who has sent too many of these is lost to it."""
+        if self.refusals.is_cut(to, sender):
+            self.lost += 1
+            return True
+        if not self.refusals.refuses(to, sender, message):
+            return False
+        if self.refusals.is_cut(to, sender):
+            self._note(self._clock.now, _LOST, to, sender)
+            self._contexts[to].lose(sender)
+        return True
 
     def _arrive(self, arg: tuple[int, int, tuple[Message, int, int, tuple[int, float]], int]) -> None:
         """Deliver where nodes come and go: not to whom was away when it was sent, nor from whom has crashed since."""

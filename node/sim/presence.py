@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 from typing import Protocol as Interface
@@ -32,6 +33,10 @@ class NodeClock:
     def post(self, delay_s: float, fn: Callable[[Any], object], arg: Any, priority: int = Priority.DELIVERY) -> None:
         """Call ``fn(arg)`` after a delay, or as soon after it as the node can."""
         self._clock.post(delay_s, self._fire, (fn, arg), priority)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of the clock's loop."""
+        return self._clock.create_future()
 
     def work(self, seconds: float, fn: Callable[[Any], object], arg: Any) -> None:
         """Call ``fn(arg)`` after so many seconds of the node's own work: a pause only puts it off."""

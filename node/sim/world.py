@@ -16,9 +16,11 @@ from node.errors import Deadlock, ProtocolError, SimulationError, StarlingError
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref, Task, Value
+from node.private import Mechanisms
 from node.protocol import Protocol
 from node.record import Recorder
 from node.sim import network
+from node.sim.forcing import Forcing
 from node.sim.garbage import lean_garbage_collection
 from node.sim.labour import Labour
 from node.sim.mail import Mail
@@ -28,7 +30,7 @@ from node.solver import Solver
 from node.tape import EventKind, Tape
 from node.topology import Topology, build
 from node.usage import Usage
-from node.world import Done, Workload, cannot_go_on
+from node.world import Done, Ledger, Lineage, Workload, cannot_go_on
 
 _DONE: Done[None] = Done(None)
 _ENDED = int(EventKind.ENDED)
@@ -81,8 +83,12 @@ class SimWorld:
         self.finals: dict[int, Ref] = {}
         self.lost: dict[int, str] = {}
         self.gone: Collection[int] = ()
-        self.forced_solves = 0
-        self.forced_s = 0.0
+        self.shapes = frozenset({workload.model_spec})
+        """What a model, or a part of one, may look like in a message that a mod has changed."""
+        self.ledger: Ledger | None = None
+        self.lineage: Lineage | None = None
+        self.mechanisms: Mechanisms | None = None
+        self.forcing = Forcing(clock, solver, stopwatch)
         self.solving_s = 0.0
         self.recorder = recorder
         self.usage = usage or Usage(nodes)
@@ -135,12 +141,12 @@ class SimWorld:
             ctx, made = self._context(node)
             self._contexts.append(ctx)
             protocols.append(made)
-        self.mail.open(protocols[0].handlers)
+        self.mail.open(protocols[0].handlers, self.shapes, self.lineage is not None)
         with lean_garbage_collection(nodes):
             try:
                 if self._presence is None:
-                    for node, made in enumerate(protocols):
-                        self._begin(self._contexts[node], made)
+                    for ctx in self._contexts:
+                        self._begin(ctx)
                 else:
                     self._presence.begin()
                 protocols.clear()
@@ -163,8 +169,8 @@ class SimWorld:
         except Exception as error:
             raise _failure(node, error) from error
 
-    def _begin(self, ctx: Context, protocol: Protocol) -> None:
-        task = self.clock.create_task(protocol.run(ctx), name=f"node-{ctx.me}")
+    def _begin(self, ctx: Context) -> None:
+        task = self.clock.create_task(ctx.run(), name=f"node-{ctx.me}")
         task.add_done_callback(self._ended)
         self._tasks[ctx.me] = task
 
@@ -224,10 +230,11 @@ class SimWorld:
     def enter(self, node: int) -> None:
         """A node runs its protocol, from what it has saved."""
         before = self._contexts[node]
-        ctx, protocol = self._context(node)
+        self.mail.refusals.forget(node)
+        ctx, _ = self._context(node)
         ctx.succeed(before)
         self._contexts[node] = ctx
-        self._begin(ctx, protocol)
+        self._begin(ctx)
 
     def leave(self, node: int, what: str) -> None:
         """A node is gone: what it was computing, sending and receiving is lost."""
@@ -308,7 +315,7 @@ class SimWorld:
 
     def send(self, ctx: Context, to: Sequence[int], message: Message, request: int = 0) -> Awaitable[None]:
         """Put a message on its way to each peer."""
-        if not self._is_stale(ctx):
+        if self._presence is None or not self._is_stale(ctx):
             self.mail.send(ctx, to, message, request, 0)
         return _DONE
 
@@ -318,12 +325,11 @@ class SimWorld:
 
     def value(self, ref: Ref) -> Awaitable[Value]:
         """Solve just what a value needs, while time stands still."""
-        began_s = self._stopwatch()
-        if not self.graph.is_solved(ref.id):
-            self.forced_solves += 1
-        value = self.solver.value(ref)
-        self.forced_s += self._stopwatch() - began_s
-        return Done(value)
+        return self.forcing.value(ref)
+
+    def solved(self, refs: Sequence[Ref]) -> Awaitable[None]:
+        """Solve what several values need, in one go."""
+        return self.forcing.solved(refs)
 
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
         """Keep some metrics of a node's round, and what it has sent so far."""

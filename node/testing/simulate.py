@@ -15,6 +15,7 @@ from node.config import ChurnSection, DevicesSection, NetworkSection, TopologySe
 from node.graph import Graph
 from node.mods import Mod, Observer, Wrapping
 from node.op import Value
+from node.private import Mechanisms
 from node.protocol import Protocol
 from node.record import Recorder
 from node.sim.surroundings import Surroundings, surround
@@ -24,7 +25,7 @@ from node.tape import Tape
 from node.testing.quadratic import Quadratic
 from node.topology import build
 from node.usage import Usage
-from node.world import Workload
+from node.world import Workload, shapes
 
 
 @dataclass
@@ -73,6 +74,7 @@ def run_protocol(
     network: NetworkSection | None = None,
     churn: ChurnSection | None = None,
     mods: Sequence[Mod | Observer] = (),
+    mechanisms: Mechanisms | None = None,
     executor: Executor | None = None,
     every: int = 1,
     window_tasks: int = 65_536,
@@ -83,6 +85,7 @@ def run_protocol(
         protocol: an instance with its configuration; every node gets a copy of its own.
         workload: what is learned; None: :class:`Quadratic`.
         topology: None: a ring of two neighbours each (or what few nodes allow).
+        mechanisms: what ``ctx.privacy`` hides models with, of tensors; None: nothing, and no torch is imported.
         mods: applied on every node; the copies are shallow, so that what an observer collects can be looked at.
     """
     if topology is None:
@@ -104,6 +107,7 @@ def run_protocol(
         seed,
         surroundings,
         mods,
+        mechanisms,
         executor or InlineExecutor(),
         every,
         window_tasks,
@@ -120,6 +124,7 @@ async def _run(
     seed: int,
     surroundings: Surroundings,
     mods: Sequence[Mod | Observer],
+    mechanisms: Mechanisms | None,
     executor: Executor,
     every: int,
     window_tasks: int,
@@ -139,6 +144,9 @@ async def _run(
         roles=protocol.roles(nodes),
         window_tasks=window_tasks,
     )
+    if mods:
+        world.shapes = shapes(workload, protocol.private_layers(protocol.config))
+    world.mechanisms = mechanisms
     await world.run(lambda: copy.deepcopy(protocol), lambda node: _wrapping(mods))
     usage.close(world.clock.time())
     digest = tape.digest()
@@ -150,7 +158,7 @@ async def _run(
         bytes_sent=world.mail.bytes_sent,
         tasks=world.graph.recorded,
         solved=world.solver.solved,
-        forced_solves=world.forced_solves,
+        forced_solves=world.forcing.solves,
         event_hash=digest,
         lost=world.lost,
         usage=usage,

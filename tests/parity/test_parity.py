@@ -11,6 +11,7 @@ import pytest
 from launch import experiment
 
 RING = {"kind": "ring"}
+SEEDED = {"privacy": {"noise": "seeded"}}  # noise and secrets that both worlds can have alike
 HALVED = [{"use": "asking:Halved", "nodes": [1, 2, 4]}, {"use": "asking:Deaf"}, {"use": "asking:Count", "nodes": [0]}]
 CASES = {
     "dpsgd": {"protocol": {"use": "dpsgd", "rounds": 4}},
@@ -27,6 +28,13 @@ CASES = {
         "model": {"name": "wide:wide"},
         "record": {"models": True, "every": 2},
     },
+    "fedper": {"protocol": {"use": "fedper", "rounds": 4}},
+    "dispfl": {"protocol": {"use": "dispfl", "rounds": 4, "density": 0.4}},
+    "zipdl": {"protocol": {"use": "zipdl", "rounds": 4, "noise": 0.05}, **SEEDED},
+    "decor": {"protocol": {"use": "decor", "rounds": 4, "pairwise": 0.05, "noise": 0.01}, **SEEDED},
+    "secagg": {"protocol": {"use": "secagg", "rounds": 4}, "topology": {"kind": "regular", "degree": 3}, **SEEDED},
+    "muffliato": {"protocol": {"use": "muffliato", "rounds": 2, "gossip_rounds": 3, "noise": 0.01}, **SEEDED},
+    "shatter": {"protocol": {"use": "shatter", "rounds": 4, "degree": 3}},
     "asking": {"protocol": {"use": "asking:Asking", "rounds": 3}, "topology": RING, "mods": HALVED},
 }
 

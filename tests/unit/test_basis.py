@@ -149,3 +149,12 @@ def test_the_files_of_all_layers_and_of_the_factory_count(monkeypatch, tmp_path)
         files.clear()
         files[name] = "another line"
         assert digests(model=custom(1.0))[0] != before[0], name
+
+
+def test_a_model_drawn_anew_follows_from_seed_and_architecture():
+    def of_fresh(model=MODEL, key=KEY):
+        return Basis(FEDERATION, model, TRAINING, "loop").of_fresh(key)
+
+    assert of_fresh() == of_fresh(key=KEY._replace(node=3, counter=9))
+    others = {of_fresh(key=KEY._replace(seed=1)), of_fresh(model=build(ModelSection(hidden=(9,)), (1, 8, 8), 10))}
+    assert len(others - {of_fresh()}) == 2

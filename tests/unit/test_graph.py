@@ -45,6 +45,13 @@ def test_equal_calls_are_interned():
     assert len(graph.calls) == 1
 
 
+def test_a_task_keeps_its_counter():
+    graph = Graph(0)
+    one = graph.constant(1.0, NUMBER)
+    ref = record(graph, scaled, one, node=3, counter=17, by=2.0)
+    assert graph.counter_of(ref.id) == graph.task_key(ref.id).counter == 17
+
+
 def test_calls_differ_by_op_arguments_names_arity_and_spec():
     graph = Graph(0)
     small, same, large = (graph.constant(0.0, Spec(shape)) for shape in ((3,), (3,), (4,)))

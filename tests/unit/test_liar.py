@@ -192,7 +192,7 @@ def test_values_that_are_not_finite_are_dropped_and_counted():
     models = simulate("nonfinite", rule="median")
     honest = [node for node in range(NODES) if node not in LIARS]
     assert all(np.isfinite(models[node]).all() for node in honest)
-    assert [dropped[node]["nonfinite"] for node in honest] == [2.0] * 4
+    assert [dropped[node]["refused_models"] for node in honest] == [2.0] * 4
     assert all(np.allclose(models[node], np.median([trained[n, 0] for n in honest], axis=0)) for node in honest)
 
 

@@ -393,3 +393,28 @@ def test_a_batch_leaves_room_for_what_comes_next():
     work = Work(graph, metrics, True)
     sizes = [needed_bytes(work, batch) for batch in by_memory(work, 20 * SIZE, 128)]
     assert max(sizes) <= order_module._MOST_OF_BUDGET * 20 * SIZE
+
+
+@pytest.mark.parametrize(("models", "largest"), [(24, 6), (80, 8), (480, 20), (100_000, 128)])
+def test_a_batch_takes_a_small_share_of_the_budget_once_it_fills_a_kernel(models, largest):
+    """Its inputs, outputs and their copies: three models a task. Three quarters up to 8 tasks, then an eighth."""
+    graph, _ = make(models)
+    starts = [graph.constant(np.zeros(8), MODEL) for _ in range(300)]
+    work = Work(graph, [record(graph, train, start, node=i) for i, start in enumerate(starts)], True)
+    assert max(map(len, by_memory(work, models * SIZE, 128))) == largest
+
+
+def test_small_batches_leave_more_models_in_memory(monkeypatch):
+    """Less goes to the file, and the bits are the same."""
+
+    def solved():
+        graph, solver = make(150)
+        models, _ = gossip(graph, 200, 3)
+        solver.solve(models)
+        return graph.values.spilled_bytes, bits(solver, models)
+
+    spilled, found = solved()
+    monkeypatch.setattr(order_module, "_USUAL_OF_BUDGET", order_module._MOST_OF_BUDGET)
+    more_spilled, expected = solved()
+    assert found == expected
+    assert spilled < more_spilled

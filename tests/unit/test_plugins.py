@@ -47,6 +47,9 @@ def refusal(use, kind=Protocol, key="protocol.use", group=GROUP):
 def test_every_bundled_protocol_is_found():
     names = registered(GROUP)
     assert {"adpsgd", "dpsgd", "epidemic", "fedavg", "local", "pushsum"} <= set(names)
+    assert {"pens", "dac", "facade", "oracle"} <= set(names)
+    assert {"finetuned", "fedper", "deprl", "ditto", "pfedme", "dispfl"} <= set(names)
+    assert {"decor", "muffliato", "secagg", "shatter", "zipdl"} <= set(names)
     for name in names:
         found = find(name, Protocol, "protocol.use", GROUP)
         assert issubclass(found, Protocol)

@@ -199,8 +199,8 @@ def test_judged_mix_takes_models_and_then_their_metrics():
 def test_nonfinite_counts_what_is_dropped():
     rows = X.clone()
     rows[1, 0], rows[3, 2] = math.nan, math.inf
-    assert solve(nonfinite, *rows) == {"nonfinite": 2.0}
-    assert solve(nonfinite, *X) == {"nonfinite": 0.0}
+    assert solve(nonfinite, *rows) == {"refused_models": 2.0}
+    assert solve(nonfinite, *X) == {"refused_models": 0.0}
 
 
 @pytest.mark.parametrize("op", [robust_mix, bucketed_mix, judged_mix, centered_clipping_from, nonfinite])

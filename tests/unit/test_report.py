@@ -124,7 +124,7 @@ def drawn_page(tmp_path):
 def page(drawn_page, monkeypatch):
     """The same with empty pictures, which are quicker."""
     monkeypatch.setattr(
-        plots, "_draw", lambda paint, height=3.0, panels=(1.0,): '<svg viewBox="0 0 1 1" role="img"></svg>'
+        plots, "draw", lambda paint, height=3.0, panels=(1.0,): '<svg viewBox="0 0 1 1" role="img"></svg>'
     )
     return drawn_page
 

@@ -371,7 +371,7 @@ KRUM_NEEDS = "'krum': 8 models, the own one included, are too few for f = 3: it 
 def test_bad_input_gets_one_line(arguments, message):
     with pytest.raises(ConfigError) as caught:
         check_rule(**{"n": 9, "f": 0, **arguments})
-    assert str(caught.value).startswith(f"protocol.rule: {message}")
+    assert str(caught.value).startswith(f"aggregation.rule: {message}")
     assert "\n" not in str(caught.value)
 
 

@@ -327,6 +327,28 @@ def test_metrics_that_were_wanted_are_fetched_and_models_stay_where_they_are():
     assert solver.executor.fetched == [("handle", {"accuracy": 2.0}), ("handle", 2.0)]
 
 
+def test_numbers_that_could_not_be_fetched_are_asked_for_again():
+    class Failing(Remote):
+        fails = True
+
+        def fetch(self, values):
+            if self.fails:
+                raise ComputeError("the cluster is away")
+            return super().fetch(values)
+
+    graph = Graph(0)
+    solver = Solver(graph, Failing())
+    one = graph.constant(1.0, NUMBER)
+    metric = record(graph, scaled, one, by=2.0)
+    with pytest.raises(ComputeError):
+        solver.solve([metric])
+    with pytest.raises(ComputeError):
+        solver.solve([])
+    solver.executor.fails = False
+    solver.solve([])
+    assert graph.values[metric.id] == 2.0
+
+
 def test_lone_numbers_that_were_wanted_are_fetched_too():
     graph = Graph(0)
     refs = [record(graph, scaled, graph.constant(2.0, NUMBER), by=by) for by in (1.0, 3.0)]

@@ -395,7 +395,8 @@ def test_any_failure_fails_the_sweep_and_is_named(starling):
 def test_a_wrong_point_is_found_before_anything_starts(starling, tmp_path):
     code, out, err = starling("--sweep", "seed=1,2", "--sweep", "training.lr=0.1,-1", "--out", "here")
     assert (code, out) == (2, "")
-    assert err == "starling: digits-gossip: training.lr: input should be greater than 0 (got -1)\n"
+    why = "training.lr: input should be greater than 0 (got -1) (with seed=1, training.lr=-1)"
+    assert err == f"starling: digits-gossip: {why}\n"
     assert not (tmp_path / "here").exists()
 
 
@@ -422,5 +423,6 @@ def test_a_point_runs_as_a_command_of_its_own(monkeypatch):
     monkeypatch.undo()
     command = sweeps._command("mine.toml", ["nodes=5", "seed=1"], Path("out/seed=1"))
     assert command[3:] == [
-        "node.cli.main", "run", "mine.toml", "--set", "nodes=5", "--set", "seed=1", "--out", "out/seed=1", "--quiet",
+        "node.cli.main", "run", "mine.toml", "--no-sweep", "--set", "nodes=5", "--set", "seed=1", "--out", "out/seed=1",
+        "--quiet",
     ]  # fmt: skip

@@ -1,12 +1,15 @@
 """Values within a budget: counting, spilling, coming back, and the file behind it."""
 
+import ctypes
 import errno
 import gc
 import math
 import os
 from collections import namedtuple
+from ctypes import c_size_t, c_void_p
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -253,6 +256,52 @@ def test_values_come_back_aligned(make):
     for size in (1, 13, 32):
         assert values[size].ctypes.data % 64 == 0
         assert values[size].tolist() == list(range(size))
+
+
+@pytest.fixture
+def given_back(monkeypatch):
+    """How often freed memory was given back: one element for each time."""
+    times = []
+    monkeypatch.setattr(values_module, "_give_back_freed_memory", lambda: times.append(1))
+    return times
+
+
+def test_freed_memory_is_given_back_each_time_that_half_a_budget_was_made(make, given_back):
+    values = make(8)
+    for made in range(1, 16):
+        values.admit((), SIZE)
+        assert len(given_back) == made // 5, "at the first byte above four of eight vectors"
+
+
+def test_without_a_budget_freed_memory_is_kept(given_back):
+    Values().admit((), 2**40)
+    assert not given_back
+
+
+def test_where_the_c_library_cannot_give_memory_back_it_is_kept(make, monkeypatch):
+    monkeypatch.setattr(values_module.ctypes, "CDLL", lambda name: object())
+    values = make(1)
+    values.admit((), SIZE)
+    assert values.resident_bytes == SIZE
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc alone can give memory back")
+def test_gaps_between_what_is_kept_are_given_back(make):
+    values = make(1)
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = c_void_p, [c_size_t], [c_void_p]
+    kept, gaps = [], []
+    for _ in range(400):
+        gaps.append(libc.malloc(100_000))
+        ctypes.memset(gaps[-1], 1, 100_000)
+        kept.append(libc.malloc(2_000))
+    for gap in gaps:
+        libc.free(gap)
+    before_bytes = psutil.Process().memory_info().rss
+    values.admit((), SIZE)
+    assert before_bytes - psutil.Process().memory_info().rss > 20_000_000
+    for block in kept:
+        libc.free(block)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=60), st.integers(1, 6))

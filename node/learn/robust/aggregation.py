@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 from node.errors import ComputeError
-from node.learn.robust.rules import PREAGGREGATIONS, RULES, arguments, refusal
+from node.learn.robust.rules import PREAGGREGATIONS, RULES, arguments, too_few, wrong
+
+
+class TooFewModels(ComputeError):
+    """So many models cannot be aggregated by this rule."""
 
 
 def aggregate(
@@ -27,6 +31,7 @@ def aggregate(
     weights: Sequence[float] | None = None,
     losses: Sequence[float] | None = None,
     previous: Tensor | None = None,
+    with_own: bool = True,
     **options: float,
 ) -> Tensor:
     """One model [d] of several, ``models`` [n, d], the own one first.
@@ -39,16 +44,20 @@ def aggregate(
         weights: mixing weight of each model, for clipped gossip; None: equal ones.
         losses: of each model on the node's own data, for UBAR.
         previous: where centered clipping starts; None: at the own model.
+        with_own: whether the own model is one of those that are aggregated.
         options: as in :func:`check_rule`.
 
-    Raises ComputeError where the models are too few, or an option is unknown or out of range.
+    Raises TooFewModels where they are, and any other ComputeError for an option that is unknown or out of range.
     """
     order = order_of(models)
     if not len(order):
         return models[0].clone()
     f = max(0, f - (len(models) - len(order)))
-    if reason := refusal(rule, len(order), f, pre, options):
+    order = order if with_own else order[1:]
+    if reason := wrong(rule, pre, options):
         raise ComputeError(reason)
+    if reason := too_few(rule, len(order), f, pre, options):
+        raise TooFewModels(reason)
     if RULES[rule].needs_losses and losses is None:
         raise ComputeError(f"{rule!r} needs the loss of every model: record judged_mix")
     if "bucketing" in pre and rng is None:

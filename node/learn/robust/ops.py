@@ -1,4 +1,8 @@
-"""Robust mixing as ops, for ``ctx.apply``: Refs of models in, the own one first, a Ref of one model out."""
+"""Robust mixing as ops, for ``ctx.apply``: Refs of models in, the own one first, a Ref of one model out.
+
+Where too few models are left for the rule, because others were not finite or never came, the own model stays: whoever
+sends nonsense, or nothing, must not end a node.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from node.learn.robust.aggregation import aggregate, is_finite
+from node.learn.robust.aggregation import TooFewModels, aggregate
 from node.op import Key, Spec, op
 
 
@@ -36,7 +40,7 @@ def robust_mix(
     own: Tensor, *received: Tensor, rule: str, f: int = 0, pre: tuple[str, ...] = (), **options: Any
 ) -> Tensor:
     """:func:`~node.learn.robust.aggregation.aggregate` without bucketing, losses or a previous aggregate."""
-    return aggregate(_stacked((own, *received)), rule, f, pre, **options)
+    return _aggregated((own, *received), rule, f, pre, **options)
 
 
 @partial(replace, basis=_basis)
@@ -51,7 +55,7 @@ def bucketed_mix(
     **options: Any,
 ) -> Tensor:
     """The same with pre-aggregations that are random: ``pre`` names bucketing, alone or among others."""
-    return aggregate(_stacked((own, *received)), rule, f, pre, rng=rng, **options)
+    return _aggregated((own, *received), rule, f, pre, rng=rng, **options)
 
 
 @partial(replace, basis=_basis)
@@ -64,7 +68,7 @@ def judged_mix(own: Tensor, *others: Any, rule: str = "ubar", f: int = 0, **opti
     """
     models = [own, *[other for other in others if not isinstance(other, Mapping)]]
     losses = [float(other["loss"]) for other in others if isinstance(other, Mapping)]
-    return aggregate(_stacked(models), rule, f, losses=losses, **options)
+    return _aggregated(models, rule, f, losses=losses, **options)
 
 
 @partial(replace, basis=_basis)
@@ -74,16 +78,25 @@ def centered_clipping_from(
 ) -> Tensor:
     """Centered clipping that starts at the previous aggregate, not at the own model; ``f`` is for ``pre``."""
     start = previous.to(own.device)
-    return aggregate(_stacked((own, *received)), "centered-clipping", f, pre, previous=start, **options)
+    return _aggregated((own, *received), "centered-clipping", f, pre, previous=start, **options)
 
 
 @partial(replace, basis=_basis)
-@op(spec=lambda inputs, static: Spec((1,), "float64", ("nonfinite",)))
-def nonfinite(*models: Tensor) -> dict[str, float]:
-    """How many of some models have a NaN or an infinity, and are dropped by the ops above, as a metric."""
-    return {"nonfinite": float((~is_finite(_stacked(models))).sum())}
+@op(spec=lambda inputs, static: Spec((1,), "float64", ("refused_models",)))
+def nonfinite(*inputs: Any) -> dict[str, float]:
+    """How many of some models have a NaN or an infinity, and are dropped by the ops above, as a metric.
+
+    Earlier counts among the inputs are added.
+    """
+    models = [each for each in inputs if not isinstance(each, Mapping)]
+    before = [float(each["refused_models"]) for each in inputs if isinstance(each, Mapping)]
+    return {"refused_models": float(sum(not bool(model.isfinite().all()) for model in models)) + sum(before)}
 
 
-def _stacked(models: Sequence[Tensor]) -> Tensor:
-    """Models [m, d] on the own one's device; what came over a network may be elsewhere."""
-    return torch.stack([model.to(models[0].device) for model in models])
+def _aggregated(models: Sequence[Tensor], rule: str, f: int, pre: Sequence[str] = (), **given: Any) -> Tensor:
+    """Models [d], the own one first, aggregated on its device; what came over a network may be elsewhere."""
+    rows = torch.stack([model.to(models[0].device) for model in models])
+    try:
+        return aggregate(rows, rule, f, pre, **given)
+    except TooFewModels:
+        return rows[0].clone()

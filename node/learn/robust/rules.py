@@ -113,7 +113,7 @@ def check_rule(rule: str, n: int, f: int, pre: Sequence[str] = (), **options: fl
         options: of the rule and of the pre-aggregations, by the names of their functions' arguments.
     """
     if reason := refusal(rule, n, f, pre, options):
-        raise ConfigError(f"protocol.rule: {reason}")
+        raise ConfigError(f"aggregation.rule: {reason}")
 
 
 def arguments(function: Callable[..., Tensor]) -> tuple[str, ...]:
@@ -123,29 +123,47 @@ def arguments(function: Callable[..., Tensor]) -> tuple[str, ...]:
 
 def refusal(rule: str, n: int, f: int, pre: Sequence[str], options: Mapping[str, float]) -> str:
     """Why :func:`check_rule` would raise, in one line; empty: it would not."""
+    return wrong(rule, pre, options) or too_few(rule, n, f, pre, options)
+
+
+def wrong(rule: str, pre: Sequence[str], options: Mapping[str, float]) -> str:
+    """What of a rule, its pre-aggregations and options does not exist, or does not fit together, however many models
+    there are; empty: nothing."""
     for kind, name, known in (("rule", rule, RULES), *(("pre-aggregation", each, PREAGGREGATIONS) for each in pre)):
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             return f"no {kind} {name!r}{f'; did you mean {near[0]!r}?' if near else ''} (there are {', '.join(known)})"
-    functions = [RULES[rule].function, *[PREAGGREGATIONS[name] for name in pre]]
-    if reason := _wrong_option(rule, functions, options):
-        return reason
-    if reason := _wrong_combination(rule, pre):
-        return reason
+    return _wrong_option(rule, functions_of(rule, pre), options) or _wrong_combination(rule, pre)
+
+
+def too_few(rule: str, n: int, f: int, pre: Sequence[str], options: Mapping[str, float]) -> str:
+    """Why ``n`` models are too few (or too many) for what is not :func:`wrong`; empty: they are not."""
     if "bucketing" in pre:
         n = preaggregation.buckets(n, int(options.get("bucket_size", 2)))
     if reason := RULES[rule].requires(n, f):
         return f"{rule!r}: {reason}"
+    for name in pre:
+        if "f" in arguments(PREAGGREGATIONS[name]) and n <= f:
+            return f"{name!r}: {n} models, the own one included, are too few for f = {f}: it takes at least {f + 1}"
     if options.get("selected", 0) > n - f:
         return f"{rule!r}: selected is {options['selected']}; {n} models and f = {f} allow at most {n - f}"
     return ""
 
 
+def functions_of(rule: str, pre: Sequence[str]) -> list[Callable[..., Tensor]]:
+    """The functions of a rule and of its pre-aggregations."""
+    return [RULES[rule].function, *[PREAGGREGATIONS[name] for name in pre]]
+
+
 def _wrong_option(rule: str, functions: Sequence[Callable[..., Tensor]], options: Mapping[str, float]) -> str:
-    known = [name for function in functions for name in arguments(function) if name not in _GIVEN]
+    parameters = {name: each for function in functions for name, each in inspect.signature(function).parameters.items()}
+    known = [name for name in parameters if name not in _GIVEN]
     for name, value in options.items():
         if name not in known:
             return f"{rule!r} has no option {name!r} (there are {', '.join(known) or 'none'})"
+        whole = parameters[name].annotation == "int"
+        if not isinstance(value, int if whole else int | float) or isinstance(value, bool):
+            return f"{rule!r}: {name} is {value!r:.60}; allowed: {'whole ' if whole else ''}numbers"
         low, high = _RANGES[name]
         if not (low <= value <= high and math.isfinite(value)):
             allowed = f"{low} to {high}" if high < math.inf else f"at least {low}"

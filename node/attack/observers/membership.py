@@ -1,0 +1,203 @@
+"""Was this sample in a node's training data? Membership inference on received messages and on final models.
+
+Scores: :mod:`node.attack.scores`; reference models: :mod:`node.attack.lira` (Carlini et al., S&P 2022) and
+:mod:`node.attack.rmia` (Zarifzadeh et al., ICML 2024), which sources say more. Members are what a node trains on,
+non-members are of the same distribution (:mod:`node.attack.truth`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, cat
+
+from node.attack import lira, metrics, references, rmia
+from node.attack.attacker import Scene
+from node.attack.audit import audit
+from node.attack.sampling import Curious, Own, Seen
+from node.attack.scores import SCORES, label_probability, phi
+from node.attack.truth import Labelled
+from node.op import Ref, Spec, Task, Value
+
+if TYPE_CHECKING:
+    from node.context import Context
+
+_CURVE_POINTS = 60
+_MOST_TRIALS = 20_000
+"""Drawn from all, for a bound on epsilon: it tries every threshold."""
+
+
+class Scored(NamedTuple):
+    """Every score of every audited sample of one model."""
+
+    scores: dict[str, np.ndarray]
+    """By name, [samples], higher for members."""
+    members: np.ndarray
+    """bool [samples]."""
+
+
+class _Reference(NamedTuple):
+    """What the reference models say of one victim's samples."""
+
+    inside: np.ndarray
+    """Which of them were trained on what, bool [models, samples]."""
+    phi: np.ndarray
+    probability: np.ndarray
+    """Both [models, samples]."""
+    population: Labelled
+    of_population: np.ndarray
+    """Probability of the population's labels, [models, points]."""
+
+
+class Membership(Curious):
+    """Membership inference by several scores at once."""
+
+    class Config(Curious.Config):
+        """Options of the attack."""
+
+        scores: tuple[Literal["loss", "entropy", "modified-entropy", "gap"], ...] = Field(
+            ("loss", "entropy", "modified-entropy", "gap"), min_length=1
+        )
+        """Scores that need no other model; the first one is the main one."""
+        references: int = Field(0, ge=0, multiple_of=2)
+        """Reference models for each victim, for LiRA and RMIA: in pairs that share out the samples; 0: neither."""
+        online: bool = False
+        """Train the reference models on the audited samples themselves (each on a half), not on a pool apart."""
+        reference_epochs: int = Field(20, ge=1)
+        """Passes over its samples that a reference model is trained for."""
+        final: bool = True
+        """Attack every node's final model too."""
+
+    config: Config
+
+    def __init__(self, config: Config, nodes: tuple[int, ...], scene: Scene) -> None:
+        super().__init__(config, nodes, scene)
+        calibrated = ("lira", "rmia") if config.references else ()
+        self._names = tuple(name.replace("-", "_") for name in (*config.scores, *calibrated))
+        figures = ("auc", "accuracy", "tpr_1pct", "tpr_01pct", "best_auc")
+        self.metrics = tuple(f"membership_{figure}" for figure in figures)
+        self.metrics += tuple(f"membership_{name}_auc" for name in self._names[1:])
+        self._op = self.op("membership", self._solve, Spec((len(self.metrics),), "float64", self.metrics))
+        self._references: dict[int, _Reference] = {}
+
+    def attack(self, ctx: Context, round: int, seen: Sequence[Seen], own: Own) -> Sequence[Ref]:
+        """One op for each message."""
+        return [ctx.apply(self._op, message.model, victim=message.sender) for message in seen]
+
+    def _solve(self, task: Task) -> dict[str, float]:
+        return self.leakage(self.scored(task.inputs[0], task.static["victim"]))
+
+    def scored(self, model: Tensor, victim: int) -> Scored:
+        """What a flat model tells of a node's members and of as many others as there are."""
+        features, labels, members = self._audited(victim)
+        said = self._logits([model], features)[0]
+        scores = {name.replace("-", "_"): SCORES[name](said, labels) for name in self.config.scores}
+        if self.config.references:
+            reference = self._reference(victim)
+            scores["lira"] = self._lira(phi(said, labels), reference)
+            scores["rmia"] = self._rmia(model, label_probability(said, labels), reference)
+        return Scored(scores, members)
+
+    def leakage(self, scored: Scored) -> dict[str, float]:
+        """The figures of all scores; nothing is a number where the model says nothing that is one."""
+        if not all(np.isfinite(scores).all() for scores in scored.scores.values()):
+            return dict.fromkeys(self.metrics, math.nan)
+        main, *others = [metrics.measure(scores, scored.members) for scores in scored.scores.values()]
+        rates = [math.nan if rate is None else rate for rate in (main.tpr_at_1_percent, main.tpr_at_01_percent)]
+        aucs = [main.auc, *(other.auc for other in others)]
+        return dict(zip(self.metrics, [main.auc, main.balanced_accuracy, *rates, max(aucs), *aucs[1:]], strict=True))
+
+    def judge(self, models: Mapping[int, Value]) -> dict[str, Any]:
+        """The same of every node's final model: for each node, the mean, the worst node and each group."""
+        victims = [node for node in sorted(models) if self.scene.truth.has_data(node)]
+        if not self.config.final or not victims:
+            return {}
+        scored = {node: self.scored(models[node], node) for node in victims}
+        nodes = {node: self.leakage(found) for node, found in scored.items()}
+        groups: dict[int, list[dict[str, float]]] = {}
+        for node in victims:
+            groups.setdefault(self.scene.truth.group_of(node), []).append(nodes[node])
+        worst = max(victims, key=lambda node: np.nan_to_num(nodes[node]["membership_best_auc"], nan=-1))
+        return {
+            "final": {
+                "nodes": {str(node): _plain(leakage) for node, leakage in nodes.items()},
+                "mean": _mean(list(nodes.values())),
+                "worst": {"node": worst, **_plain(nodes[worst])},
+                "groups": {str(group): {"nodes": len(of), **_mean(of)} for group, of in sorted(groups.items())},
+                **self._pooled(list(scored.values())),
+            }
+        }
+
+    def _pooled(self, scored: Sequence[Scored]) -> dict[str, Any]:
+        """The curve of the main score over the samples of all nodes, and the epsilon that it would refute.
+
+        The bound takes samples for independent trials, which those of one model are not quite.
+        """
+        name, delta = self._names[0], self.scene.config.privacy.delta
+        known = [found for found in scored if np.isfinite(found.scores[name]).all()]
+        if not known:
+            return {}
+        scores = np.concatenate([found.scores[name] for found in known])
+        members = np.concatenate([found.members for found in known])
+        rng = np.random.default_rng([self.scene.config.seed, *b"bound"])
+        trials = rng.permutation(len(scores))[:_MOST_TRIALS]
+        found = audit(scores[trials], members[trials], delta, rng)
+        fpr, tpr = metrics.curve(scores, members).log_log(_CURVE_POINTS)
+        roc = {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
+        return {"roc": roc, "epsilon_at_least": found.epsilon, "delta": delta}
+
+    def _audited(self, victim: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        truth = self.scene.truth
+        inside, outside = truth.members(victim), truth.non_members(victim)
+        labels = cat([inside.labels, outside.labels]).numpy()
+        members = np.arange(len(labels)) < len(inside.labels)
+        return cat([inside.features, outside.features]), labels, members
+
+    def _logits(self, models: Sequence[Tensor], features: Tensor) -> np.ndarray:
+        # Matrix products round by where in a cache line a model lies: a copy lies where every other copy does.
+        return np.stack([references.logits(self.scene.model, flat.cpu().clone()[None], features)[0] for flat in models])
+
+    # Reference models
+
+    def _reference(self, victim: int) -> _Reference:
+        if victim not in self._references:
+            self._references[victim] = self._trained(victim)
+        return self._references[victim]
+
+    def _trained(self, victim: int) -> _Reference:
+        truth, config, scene = self.scene.truth, self.config, self.scene
+        features, labels, _ = self._audited(victim)
+        pool = Labelled(features, cat([truth.members(victim).labels, truth.non_members(victim).labels]))
+        pool = pool if config.online else truth.pool(victim)
+        rng = np.random.default_rng([scene.config.seed, victim, *b"references"])
+        halves = references.complementary_halves(len(pool.labels), config.references // 2, rng)
+        training, seed = scene.config.training, int(rng.integers(2**31))
+        models = references.train(scene.model, training, *pool, halves, config.reference_epochs, seed).unbind()
+        said, population = self._logits(models, features), truth.population(victim)
+        inside = halves if config.online else np.zeros((len(halves), len(labels)), dtype=np.bool_)
+        of_population = label_probability(self._logits(models, population.features), population.labels.numpy())
+        return _Reference(inside, phi(said, labels), label_probability(said, labels), population, of_population)
+
+    def _lira(self, target: np.ndarray, reference: _Reference) -> np.ndarray:
+        attack = lira.online if self.config.online else lira.offline
+        return attack(target, reference.phi, reference.inside)
+
+    def _rmia(self, model: Tensor, target: np.ndarray, reference: _Reference) -> np.ndarray:
+        points = reference.population
+        of_target = label_probability(self._logits([model], points.features)[0], points.labels.numpy())
+        population = rmia.Population(of_target, reference.of_population)
+        attack = rmia.online if self.config.online else rmia.offline
+        return attack(target, reference.probability, reference.inside, population)
+
+
+def _mean(leakages: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    known = {name: [leak[name] for leak in leakages if not math.isnan(leak[name])] for name in leakages[0]}
+    return {name: float(np.mean(values)) if values else None for name, values in known.items()}
+
+
+def _plain(leakage: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in leakage.items()}

@@ -1,0 +1,213 @@
+"""Honest but curious: a node that follows its protocol, and attacks a sample of the messages that it receives.
+
+Which messages depends on nothing but the seed, the round and the senders: neither on the order in which messages came
+nor on how long anything took, so that a simulation and separate processes attack the same ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from node.attack.attacker import Attack, Scene
+from node.attack.linkability import completed
+from node.learn.parts import join, part
+from node.message import Message
+from node.mods import Observer
+from node.op import Ref, op
+from node.privacy.chunks import chunk_size, partition
+
+if TYPE_CHECKING:
+    from node.context import Context
+
+FROM = "from/"
+"""Begins the names of metrics of one attacked message; the sender's number follows."""
+PICTURE, ORIGINAL = "picture.", "original."
+"""Begin the names of metrics that are pixels, of what an attack has reconstructed and of what it really was."""
+
+
+class Seen(NamedTuple):
+    """One message to be attacked."""
+
+    sender: int
+    model: Ref
+    """The model in it; what it leaves out is the attacker's own."""
+    observed: int
+    """How many of the model's elements, from the first on, have come with the message; 0 where they are scattered."""
+
+
+class Own(NamedTuple):
+    """What the attacker has had itself in the round of the messages."""
+
+    start: Ref
+    """The model that its training started from: what it had mixed last."""
+    trained: Ref
+    """What it trained from it; the start, where it does not train."""
+
+
+class Curious(Attack):
+    """An attack on received messages. Subclasses say what to do with a round's sample in :meth:`attack`."""
+
+    class Config(Attack.Config):
+        """Options of every such attack."""
+
+        every: int = Field(10, ge=1)
+        """Attack the messages of every n-th round, from round 0 on."""
+        most: int = Field(4, ge=1)
+        """Attack at most so many messages of a round, drawn by seed."""
+
+    config: Config
+    metrics: tuple[str, ...]
+    """Those of a message's metrics whose means over the messages of a round are kept too."""
+
+    def wrapping(self, node: int) -> Sequence[Observer]:
+        """The observer that collects messages, on attackers."""
+        return (Sampler(self, node),) if node in self.nodes else ()
+
+    def attack(self, ctx: Context, round: int, seen: Sequence[Seen], own: Own) -> Sequence[Ref]:
+        """Record ops that attack the messages of one round; gives the metrics of each."""
+        raise NotImplementedError
+
+
+class Sampler(Observer):
+    """Keeps a sample of each attacked round's messages, and has it attacked once the round is over."""
+
+    def __init__(self, attack: Curious, me: int) -> None:
+        super().__init__()
+        self._attack = attack
+        self._me = me
+        self._round = -1
+        self._trainings = 0
+        self._own: Own | None = None
+        self._waiting: dict[int, list[tuple[float, int, int, Message]]] = {}
+        self._heard: dict[tuple[int, int], int] = {}
+        self._over = -1
+
+    def trained(self, ctx: Context, before: Ref, after: Ref) -> None:
+        """A training begins: what has come for the rounds before it is complete."""
+        self._close(ctx, self._round)
+        self._own = Own(before, after)
+        self._trainings += 1
+
+    def sent(self, ctx: Context, to: int, message: Message) -> None:
+        """The first message of a round tells which round it is. A node that never trains starts from what it sends."""
+        round = self._round_of(message)
+        if round > self._round:
+            self._close(ctx, self._round)
+            self._round = round
+        if not self._trainings and (models := models_of(ctx, message, self._attack.scene, None)):
+            self._own = Own(models[0][0], models[0][0])
+
+    def received(self, ctx: Context, sender: int, message: Message) -> None:
+        """Take a message in, and let one of lower priority go where there are too many."""
+        round, config = self._round_of(message), self._attack.config
+        if (
+            sender == self._me
+            or round % config.every
+            or round <= self._over
+            or not self._attack.scene.truth.has_data(sender)
+        ):
+            return
+        if not any(isinstance(value, Ref) and not value.spec.names for _, value in _fields(message)):
+            return
+        number = self._heard[round, sender] = self._heard.get((round, sender), -1) + 1
+        seed = [self._attack.scene.config.seed, self._me, round, sender, number, *b"sample"]
+        waiting = self._waiting.setdefault(round, [])
+        waiting.append((float(np.random.default_rng(seed).random()), sender, number, message))
+        waiting.sort(key=lambda entry: entry[:3])
+        del waiting[config.most :]
+
+    def ended(self, ctx: Context) -> None:
+        """No more messages are expected."""
+        self._close(ctx, max(self._waiting, default=-1))
+
+    def _round_of(self, message: Message) -> int:
+        """The message's own round; where it has none, the attacker's count of its own trainings."""
+        return int(getattr(message, "round", self._trainings))
+
+    def _close(self, ctx: Context, last: int) -> None:
+        """Attack the messages of all rounds up to the last one."""
+        for round in sorted(round for round in self._waiting if round <= last):
+            chosen = sorted(self._waiting.pop(round), key=lambda entry: entry[1:3])
+            seen = [
+                Seen(sender, model, observed)
+                for _, sender, _, message in chosen
+                for model, observed in models_of(ctx, message, self._attack.scene, self._own)
+            ]
+            if seen and self._own is not None:
+                leaks = self._attack.attack(ctx, round, seen, self._own)
+                record(ctx, round, [message.sender for message in seen], leaks, self._attack.metrics)
+        self._heard = {place: count for place, count in self._heard.items() if place[0] > last}
+        self._over = max(self._over, last)
+
+
+def models_of(ctx: Context, message: Message, scene: Scene, own: Own | None) -> list[tuple[Ref, int]]:
+    """The models in a message, and how many elements of each were in it.
+
+    They are whole, or a core, completed with the head in the same message or else the attacker's own, or a chunk of
+    Shatter, completed with what the attacker had mixed itself.
+    """
+    refs = [value for _, value in _fields(message) if isinstance(value, Ref) and not value.spec.names]
+    whole = [ref for ref in refs if ref.spec == scene.model.spec]
+    cores = [ref for ref in refs if ref.spec.shape == (scene.cut,)]
+    if refs and not whole and own is not None and hasattr(message, "chunk") and hasattr(scene.options, "beacon"):
+        return _of_chunk(ctx, message, refs[0], scene, own)
+    if whole or not cores:
+        return [(ref, scene.model.dimension) for ref in whole]
+    size = scene.model.dimension
+    heads = [ref for ref in refs if ref.spec.shape == (size - scene.cut,) and ref is not cores[0]]
+    observed = size if heads else scene.cut
+    if not heads and own is not None:
+        heads = [ctx.apply(part, own.trained, start=scene.cut, stop=size)]
+    return [(ctx.apply(join, cores[0], heads[0]), observed)] if heads else []
+
+
+def _of_chunk(ctx: Context, message: Any, values: Ref, scene: Scene, own: Own) -> list[tuple[Ref, int]]:
+    """The model of a chunk; none where it is not what the round's public partition says."""
+    sizes = tuple(part.stop - part.start for _, part, _ in scene.model.parts)
+    chunks, beacon, round = scene.options.chunks, scene.options.beacon, message.round
+    if not 0 <= message.chunk < chunks:
+        return []
+    if values.spec.shape != (chunk_size(scene.model.dimension, chunks, message.chunk, beacon, round),):
+        return []
+    static = {"sizes": sizes, "chunks": chunks, "chunk": message.chunk, "beacon": beacon, "round": round}
+    return [(ctx.apply(with_chunk, own.start, values, **static), 0)]
+
+
+@op
+def with_chunk(
+    own: Tensor, values: Tensor, *, sizes: tuple[int, ...], chunks: int, chunk: int, beacon: str, round: int
+) -> Tensor:
+    """A model with a chunk's values in their places (:func:`node.privacy.chunks.partition`)."""
+    return completed(values, torch.tensor(partition(sizes, chunks, beacon, round)[chunk]), own)
+
+
+def _fields(message: Message) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(message, field.name)) for field in dataclasses.fields(message)]  # type: ignore[arg-type]
+
+
+def record(ctx: Context, round: int, victims: Sequence[int], leaks: Sequence[Ref], averaged: Sequence[str]) -> None:
+    """Keep the metrics of each message under its sender's number, and the means of some over all of them."""
+    fields: dict[str, Ref | float] = {}
+    for victim, leak in zip(victims, leaks, strict=True):
+        name, number = f"{FROM}{victim}", 1
+        while name in fields:
+            number += 1
+            name = f"{FROM}{victim}#{number}"
+        fields[name] = leak
+    mean = leaks[0] if len(leaks) == 1 else ctx.apply(mean_of, *leaks)
+    ctx.record(round=round, **fields, **dict.fromkeys(averaged, mean))
+
+
+@op
+def mean_of(*metrics: dict[str, float]) -> dict[str, float]:
+    """The mean of each metric over those that have a number for it; not a number where none has."""
+    known = {name: [m[name] for m in metrics if not math.isnan(m[name])] for name in metrics[0]}
+    return {name: float(np.mean(values)) if values else math.nan for name, values in known.items()}

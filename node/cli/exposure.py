@@ -1,0 +1,83 @@
+"""What a run has given away, in words and numbers, for the terminal and for scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+
+from node.privacy.budget import VIEWS
+from node.privacy.exposure import Exposure, Pair, Ring
+
+_EXACT = "exact (non-adaptive)"
+_HEAD = ("distance", "pairs", "mu mean", "mu max", "epsilon mean", "epsilon max", "published")
+
+
+def as_text(exposure: Exposure) -> str:
+    """A table by distance, the worst pair, and what all of it is about."""
+    return "\n".join(_lines(exposure))
+
+
+def as_json(exposure: Exposure) -> str:
+    """The same for scripts; what is infinite is null."""
+    return json.dumps(
+        {
+            "unit": "node",
+            "adjacency": exposure.adjacency,
+            "view": exposure.view,
+            "delta": exposure.delta,
+            "label": _EXACT,
+            "clipped": exposure.is_clipped,
+            "contributions": "one" if exposure.is_averaging else "many",
+            "distances": [_told(ring) for ring in exposure.rings()],
+            "worst": _told(exposure.worst),
+        }
+    )
+
+
+def _lines(exposure: Exposure) -> Iterator[str]:
+    yield (
+        f"{_EXACT}: unit node, adjacency {exposure.adjacency.replace('_', '-')}, view {exposure.view}"
+        f" ({VIEWS[exposure.view]}), delta {exposure.delta:g}"
+    )
+    rings, has_published = exposure.rings(), exposure.is_averaging
+    rows = [_row(ring)[: len(_HEAD) if has_published else -1] for ring in rings]
+    head = _HEAD[: len(_HEAD) if has_published else -1]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+    worst = exposure.worst
+    yield (
+        f"worst: node {worst.victim} towards {_named(worst.attackers)}: mu {_number(worst.mu)},"
+        f" epsilon {_number(worst.epsilon)}"
+    )
+    if not exposure.is_averaging:
+        yield "nodes contribute more than once: mu is that of at most all rounds together, a bound"
+    if has_published:
+        yield "published: the largest mu by the sum over single messages (Muffliato), which is no guarantee"
+    if not exposure.is_clipped:
+        yield "training is not clipped: finite figures are for updates at distance 1 (2, if replaced), and no guarantee"
+
+
+def _row(ring: Ring) -> tuple[str, ...]:
+    published = "" if ring.published_mu_max is None else _number(ring.published_mu_max)
+    figures = (ring.mu_mean, ring.mu_max, ring.epsilon_mean, ring.epsilon_max)
+    distance = "never" if math.isinf(ring.distance) else f"{ring.distance:g}"
+    return distance, str(ring.pairs), *map(_number, figures), published
+
+
+def _told(figures: Pair | Ring) -> dict[str, object]:
+    return {name: _finite(told) if isinstance(told, float) else told for name, told in figures._asdict().items()}
+
+
+def _named(attackers: Sequence[int]) -> str:
+    return f"node{'s' if len(attackers) > 1 else ''} {', '.join(map(str, attackers))}"
+
+
+def _number(value: float) -> str:
+    # Rounded down, it would promise too much; what rounding errors have added is not worth a digit.
+    return f"{math.ceil(value * 1e4 - 1e-6) / 1e4:.4f}" if math.isfinite(value) else "infinite"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,250 @@
+"""What a protocol computes: the half of its context that records ops on models.
+
+Whatever is only recorded (``mix``, ``evaluate``, ``apply``) takes no time and returns a :class:`~node.op.Ref` at once;
+training is awaited, because it takes time, and so is reading a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from node.errors import ProtocolError
+from node.op import Op, Ref, Value
+from node.sparse import Sparse
+from node.world import Done, World
+
+if TYPE_CHECKING:
+    from node.context import Context
+    from node.mods import Wrapping
+    from node.protocol import Protocol
+
+_MIXED_AT_ONCE = 32
+"""A longer sum is recorded in parts, the same to the last bit: it can then consume models as they are trained."""
+
+_ASIDE_COUNTER = 2**31
+"""Ops that observers record count from here on; a node's own never reach it."""
+
+
+class Compute:
+    """Models of one node: initialise, train, mix, split, evaluate, read."""
+
+    __slots__ = ("_aside", "_counter", "_protocol", "_refused", "_trains", "_world", "_wrapping", "me")
+
+    def __init__(self, me: int, world: World, protocol: Protocol, wrapping: Wrapping | None) -> None:
+        self.me = me
+        self._world = world
+        self._protocol = protocol
+        self._wrapping = wrapping
+        self._counter = 0
+        self._aside = _ASIDE_COUNTER
+        self._refused: Ref | None = None
+        self._trains = 0
+
+    def initial_model(self, draw: int = 0) -> Ref:
+        """The model that every node of the experiment starts from; every other ``draw`` is an independent one."""
+        return self.apply(self._world.workload.fresh, draw=draw) if draw else self._world.initial
+
+    def train(
+        self,
+        model: Ref,
+        steps: int | None = None,
+        proximal: float = 0.0,
+        *,
+        toward: Ref | None = None,
+        part: Literal["all", "core", "head"] = "all",
+        mask: Ref | None = None,
+        lr: float | None = None,
+        repeats: int = 1,
+    ) -> Awaitable[Ref]:
+        """Train on this node's data; takes time. Where a privacy budget is kept, it is charged first.
+
+        Args:
+            model: where to start.
+            steps: training steps; None: as the experiment says.
+            proximal: strength of the pull back to ``model`` (FedProx), or to ``toward``; 0 for none.
+            toward: the model that ``proximal`` pulls to.
+            part: which layers move; the others are frozen.
+            mask: of the model's shape: gradients are multiplied by it.
+            lr: learning rate; None: as the experiment's schedule says.
+            repeats: times that each batch is used in a row.
+
+        Raises:
+            BudgetSpent: the budget does not allow these steps.
+        """
+        world, workload = self._world, self._world.workload
+        if not workload.shard_size(self.me):
+            raise ProtocolError(f"node {self.me} has no data to train on: its role is not learner")
+        if steps is None:
+            steps = workload.steps(self.me)
+        if world.ledger is not None and not world.ledger.charge(self.me, steps * repeats):
+            return Done(model)
+        static: dict[str, Any] = {"steps": steps, "lr": workload.lr(self._trains) if lr is None else lr}
+        static["proximal"] = proximal
+        self._trains += 1
+        if toward is None and mask is None and part == "all" and repeats == 1:
+            task = self.apply(workload.train, model, **static)
+        else:
+            guides = {name: ref for name, ref in (("toward", toward), ("mask", mask)) if ref is not None}
+            cut = 0 if part == "all" else self._cut()
+            task = self.apply(
+                workload.adapt,
+                model,
+                *guides.values(),
+                **static,
+                guides=tuple(guides),
+                part=part,
+                cut=cut,
+                repeats=repeats,
+            )
+        trained = task
+        if self._wrapping is not None:
+            trained = self._wrapping.trained(cast("Context", self), model, task)
+        return world.train(cast("Context", self), task, trained, steps * repeats)
+
+    def mix(self, models: Sequence[Ref], weights: Sequence[float] | None = None) -> Ref:
+        """The weighted sum of models, in the order given; the mean, where no weights are."""
+        if not models:
+            raise ProtocolError("mix needs at least one model")
+        if weights is None:
+            weights = (1.0 / len(models),) * len(models)
+        elif len(weights) != len(models):
+            raise ProtocolError(f"mix got {len(models)} models and {len(weights)} weights")
+        mix, weights = self._world.workload.mix, tuple(weights)
+        mixed = self.apply(mix, *models[:_MIXED_AT_ONCE], weights=weights[:_MIXED_AT_ONCE])
+        for i in range(_MIXED_AT_ONCE, len(models), _MIXED_AT_ONCE):
+            part = slice(i, i + _MIXED_AT_ONCE)
+            mixed = self.apply(mix, mixed, *models[part], weights=(1.0, *weights[part]))
+        return mixed
+
+    def aggregate(
+        self,
+        own: Ref,
+        others: Mapping[int, Ref] | Sequence[Ref],
+        weights: Sequence[float] | None = None,
+        progress: float = 0.0,
+    ) -> Ref:
+        """One model of this node's own and others', by the experiment's ``[aggregation]``.
+
+        With the rule ``mean`` this is :meth:`mix` of all of them. Other rules refuse models that have a NaN or an
+        infinity, whose number is recorded with the node's next metrics as ``refused_models``, and keep the own model
+        where too few are left.
+
+        Args:
+            own: this node's model.
+            others: by peer, or in the order of peers.
+            weights: as for :meth:`mix`, the own one first; most other rules weigh all alike. With 0 the own model is
+                no part of the result: it is what rules judge others by, and what stays where these are too few.
+            progress: the share of all rounds that is over, for rules that grow stricter.
+        """
+        models = [own, *(others.values() if isinstance(others, Mapping) else others)]
+        robust = self._world.workload.aggregation
+        if robust is not None:
+            if len(models) > 1:
+                before = () if self._refused is None else (self._refused,)
+                self._refused = self.apply(robust.refused, *models[1:], *before)
+            return robust.record(self, models, weights, progress)
+        if weights is not None and not weights[0]:
+            models, weights = models[1:], weights[1:]
+        return self.mix(models, weights)
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether :meth:`aggregate` follows another rule than the mean."""
+        return self._world.workload.aggregation is not None
+
+    def split(self, model: Ref) -> tuple[Ref, Ref]:
+        """A model's core, which may be shared, and its head: the protocol's ``private_layers`` last layers."""
+        part, size, cut = self._world.workload.part, model.spec.shape[0], self._cut()
+        return self.apply(part, model, start=0, stop=cut), self.apply(part, model, start=cut, stop=size)
+
+    def join(self, core: Ref, head: Ref) -> Ref:
+        """The model of a core and a head."""
+        return self.apply(self._world.workload.join, core, head)
+
+    def _cut(self) -> int:
+        return self._world.workload.cut(self._protocol.private_layers(self._protocol.config))
+
+    def sparse(self, density: float) -> Sparse:
+        """Masks that keep a share ``density`` (above 0, at most 1) of the model's elements."""
+        return Sparse(self, self._world.workload.sparse, density)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of this node's next training, as the experiment says."""
+        return self._world.workload.lr(self._trains)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether training is charged to a privacy budget."""
+        return self._world.ledger is not None
+
+    def evaluate(self, model: Ref, on: str = "test") -> Ref:
+        """Accuracy and loss of a model on the global ``test`` set, or this node's ``local`` test or ``train`` data.
+
+        ``own`` is the test set of this node's own distribution, where the data has groups.
+        """
+        self._world.evaluating(cast("Context", self), on)
+        return self.apply(self._world.workload.evaluate, model, on=on)
+
+    def membership_risk(self, model: Ref) -> Ref:
+        """What a model gives away of this node's data: ``risk`` is AUC - 0.5 of the attack by loss.
+
+        The attack tells the samples that this node trains on from those that it holds out
+        (``data.local_test_fraction``) by the model's loss on each (Yeom et al., CSF 2018).
+        """
+        for on in ("train", "local"):
+            self._world.evaluating(cast("Context", self), on)
+        return self.apply(self._world.workload.risk, model)
+
+    def judge(self, model: Ref) -> dict[str, Ref]:
+        """What a round's record says of a model: ``ctx.record(round=round, **ctx.judge(model))``.
+
+        Accuracy and loss on the ``test`` set, and ``own_accuracy`` where the data has groups.
+        """
+        metrics = self.evaluate(model)
+        if self._world.workload.groups == 1:
+            return {"accuracy": metrics, "loss": metrics}
+        return {"accuracy": metrics, "loss": metrics, "own_accuracy": self.evaluate(model, on="own")}
+
+    def apply(self, op: Op[...], *inputs: Ref, **static: Any) -> Ref:
+        """Record a pure op on some values; takes no time, and is computed only if somebody needs it."""
+        world = self._world
+        self._counter += 1
+        ref = world.graph.record(world.graph.call(op, inputs, static), inputs, self.me, self._counter)
+        if world.lineage is not None:
+            world.lineage.made(self.me, ref, op.name, inputs, static)
+        return ref
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Ops recorded within are counted by themselves: the node's own keep their keys, and so their randomness."""
+        own, self._counter = self._counter, self._aside
+        try:
+            yield
+        finally:
+            self._aside, self._counter = self._counter, own
+
+    def value(self, ref: Ref) -> Awaitable[Value]:
+        """Read a value: solves just what it needs, while virtual time stands still."""
+        return self._world.value(ref)
+
+    async def values(self, refs: Sequence[Ref]) -> list[Value]:
+        """Read several values, which are solved together."""
+        await self._world.solved(refs)
+        return [await self._world.value(ref) for ref in refs]
+
+    def record(self, round: int, **fields: Ref | float) -> None:
+        """Keep metrics of this node's round: numbers, or Refs of metrics (``accuracy=ctx.evaluate(model)``)."""
+        ledger = self._world.ledger
+        spent = {} if ledger is None else ledger.spent(self.me)
+        self._world.record(cast("Context", self), round, {**fields, **spent, **self._refusals()})
+
+    def _refusals(self) -> Mapping[str, Ref]:
+        """What the node's own rounds have refused since it last recorded; nothing for those who only look on."""
+        refused = self._refused
+        if refused is None or self._counter >= _ASIDE_COUNTER:
+            return {}
+        self._refused = None
+        return {"refused_models": refused}

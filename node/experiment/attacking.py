@@ -1,0 +1,148 @@
+"""Attackers of an experiment: find them, let them ride on its nodes, and gather what they have measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from node.attack.attacker import Attack, Scene
+from node.attack.kinds import KINDS
+from node.attack.sampling import FROM, ORIGINAL, PICTURE
+from node.attack.truth import Truth
+from node.config import AttackerSection, ExperimentConfig
+from node.errors import ConfigError
+from node.experiment.loading import explain, unknown
+from node.experiment.plugins import by_path
+from node.learn.data import Federation
+from node.learn.models import Model
+from node.op import Value
+from node.protocol import Protocol
+from node.record import Recorder, Row
+from node.topology import Topology
+
+_SKEWED = ("dirichlet", "shards", "natural")
+"""Partitions that give nodes other labels than the test set has."""
+_MESSAGE = re.compile(rf"{FROM}(\d+)(#\d+)?\.(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One ``[[attackers]]`` table, checked, before there are data."""
+
+    kind: type[Attack]
+    options: Any
+    nodes: tuple[int, ...]
+
+
+def planned(config: ExperimentConfig, roles: Mapping[int, str]) -> tuple[Planned, ...]:
+    """Find every attack of an experiment. ConfigError, naming the key, for what does not exist or does not fit."""
+    return tuple(_planned(section, f"attackers[{i}]", config, roles) for i, section in enumerate(config.attackers))
+
+
+def _planned(section: AttackerSection, key: str, config: ExperimentConfig, roles: Mapping[int, str]) -> Planned:
+    if ":" not in section.kind and section.kind not in KINDS:
+        raise ConfigError(f"{unknown('attack', f'{key}.kind', section.kind, KINDS)}, or module:Class")
+    kind = by_path(KINDS[section.kind].path if section.kind in KINDS else section.kind, f"{key}.kind")
+    if not (isinstance(kind, type) and issubclass(kind, Attack)):
+        raise ConfigError(f"{key}.kind: {section.kind} is not a subclass of node.attack.attacker.Attack")
+    for node in section.nodes or ():
+        if not 0 <= node < config.nodes:
+            raise ConfigError(f"{key}.nodes: there is no node {node}; allowed: 0 to {config.nodes - 1}")
+    learners = [node for node in range(config.nodes) if roles.get(node, "learner") == "learner"]
+    nodes = tuple(sorted(set(section.nodes or learners[:1])))
+    try:
+        options = kind.Config(**section.options)
+    except ValidationError as error:
+        raise ConfigError(explain(error.errors(), kind.Config, f"{key}.")) from None
+    kind.check(options, nodes, config)
+    return Planned(kind, options, nodes)
+
+
+def poisoned(plans: Iterable[Planned], federation: Federation, seed: int) -> Federation:
+    """What the nodes hold after all attackers have changed their own."""
+    for plan in plans:
+        federation = plan.kind.poisoned(plan.options, plan.nodes, federation, seed)
+    return federation
+
+
+def built(
+    plans: Sequence[Planned],
+    config: ExperimentConfig,
+    federation: Federation,
+    model: Model,
+    topology: Topology,
+    protocol: type[Protocol],
+    options: Any,
+) -> tuple[Attack, ...]:
+    """The attacks, ready to ride on nodes."""
+    if not plans:
+        return ()
+    truth = Truth(federation, config.seed, matched=config.data.partition in _SKEWED)
+    private_layers = protocol.private_layers(options)
+    cut = model.cut(private_layers) if private_layers else model.dimension
+    scene = Scene(config, federation, model, topology, cut, truth, options)
+    return tuple(plan.kind(plan.options, plan.nodes, scene) for plan in plans)
+
+
+def measured(attacks: Sequence[Attack], recorder: Recorder, models: Mapping[int, Value]) -> dict[str, Any]:
+    """``attacks`` of ``summary.json``: every attacked message, and what final models tell. Empty without attackers."""
+    if not attacks:
+        return {}
+    found: dict[str, Any] = {"messages": attacked_messages(recorder.rows())}
+    for attack in attacks:
+        found |= attack.judge(models)
+    return found
+
+
+def attacked_messages(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """One entry for each attacked message, in the order of round, attacker and victim: these, and its metrics."""
+    found: dict[tuple[int, int, int, str], dict[str, Any]] = {}
+    for row in rows:
+        if (told := _MESSAGE.fullmatch(row.metric)) is None:
+            continue
+        victim, number, metric = int(told[1]), told[2] or "", told[3]
+        if metric.startswith((PICTURE, ORIGINAL)):
+            continue
+        entry = {"round": row.round, "attacker": row.node, "victim": victim}
+        found.setdefault((row.round, row.node, victim, number), entry)[metric] = row.value
+    return [_without_nan(found[place]) for place in sorted(found)]
+
+
+def pictures(rows: Iterable[Row], shape: tuple[int, ...]) -> pa.Table | None:
+    """What attacks have reconstructed of training images, and what it was of; None where there is nothing.
+
+    One row for each picture: round, attacker, victim, shape, and the lists reconstructed and original, from 0 to 1.
+    """
+    pixels: dict[tuple[int, int, int, str], dict[str, list[float]]] = {}
+    for row in rows:
+        told = _MESSAGE.fullmatch(row.metric)
+        if told is not None and told[3].startswith((PICTURE, ORIGINAL)):
+            place = (row.round, row.node, int(told[1]), told[2] or "")
+            what = PICTURE if told[3].startswith(PICTURE) else ORIGINAL
+            pixels.setdefault(place, {PICTURE: [], ORIGINAL: []})[what].append(row.value)
+    places = [place for place in sorted(pixels) if np.isfinite(pixels[place][PICTURE]).all()]
+    if not places:
+        return None
+    return pa.table(
+        {
+            **{name: [place[i] for place in places] for i, name in enumerate(("round", "attacker", "victim"))},
+            "shape": [list(shape)] * len(places),
+            "reconstructed": [pixels[place][PICTURE] for place in places],
+            "original": [pixels[place][ORIGINAL] for place in places],
+        }
+    )
+
+
+def is_of_one_message(metric: str) -> bool:
+    """Whether a metric is of a single attacked message, and so in the table of these rather than among the others."""
+    return metric.startswith(FROM)
+
+
+def _without_nan(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in entry.items()}

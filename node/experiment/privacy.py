@@ -1,0 +1,113 @@
+"""Privacy of an experiment: what its ``[privacy]`` table makes of training, and what a run may say of it afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from node.config import ExperimentConfig
+from node.identity import Identity, Roster
+from node.learn.models import Model
+from node.privacy import mechanisms
+from node.privacy.budget import NodeAccountant
+from node.privacy.clipping import noised_update
+from node.privacy.ledger import Keep, Ledger, guarantee
+from node.privacy.mechanisms import NetworkMechanisms
+from node.privacy.node_noise import NodeNoise
+from node.privacy.training import Noise, PrivateTraining, source
+
+States = Mapping[int, Mapping[str, Any]]
+"""Accountants' states, by node."""
+
+
+def noise_of(config: ExperimentConfig) -> Noise:
+    """Where noise comes from, ``auto`` decided."""
+    asked = config.privacy.noise
+    if asked == "auto":
+        return "secret" if config.clock == "real" else "seeded"
+    return asked
+
+
+def training_of(config: ExperimentConfig, model: Model) -> PrivateTraining | None:
+    """What trains in place of all kernels; None where single records are not protected.
+
+    Raises:
+        ConfigError: the model mixes records, or has layers whose gradients are not known record by record.
+    """
+    if config.privacy.mechanism != "record":
+        return None
+    return PrivateTraining(model, config.training, config.privacy, noise_of(config))
+
+
+def node_noise_of(config: ExperimentConfig) -> Callable[[], NodeNoise] | None:
+    """Makes the mod that noises a node's updates; None where nodes are not protected as wholes."""
+    privacy = config.privacy
+    if privacy.mechanism != "node":
+        return None
+    op = noised_update(source(noise_of(config)))  # one for all nodes: equal ops are solved together
+    return lambda: NodeNoise(op, privacy.clip, privacy.noise_multiplier)
+
+
+def mechanisms_of(
+    config: ExperimentConfig, model: Model, identity: Identity | None, roster: Roster | None
+) -> NetworkMechanisms:
+    """What protocols hide models with, for the nodes of a simulation, or for a real one of this identity."""
+    sizes = [part.stop - part.start for _, part, _ in model.parts]
+    if noise_of(config) == "seeded":
+        return mechanisms.insecure(config.seed, config.name, sizes)
+    if identity is None or roster is None:
+        return mechanisms.unrepeatable(sizes)
+    return mechanisms.secured(identity, roster, sizes)
+
+
+def ledger_of(config: ExperimentConfig, records: Callable[[int], int], keep: Keep | None) -> Ledger | None:
+    """What counts what nodes spend; None where nothing is protected. ``records``: how many a node holds."""
+    if config.privacy.mechanism == "none":
+        return None
+    return Ledger(config.privacy, config.training.batch_size, records, keep or (lambda node, state: None))
+
+
+def statement(
+    config: ExperimentConfig,
+    states: States,
+    side_channels: Sequence[str],
+    warnings: Sequence[str],
+    hides_models: bool = False,
+) -> dict[str, Any]:
+    """The ``privacy`` object of a summary; empty where there is nothing to say.
+
+    ``hides_models``: whether the protocol itself draws noise or shares secrets. ``epsilon`` is over the nodes that
+    have spent any; None in it is infinite.
+    """
+    privacy = config.privacy
+    said: dict[str, Any] = {"side_channels": list(side_channels), "warnings": list(warnings)}
+    if hides_models:
+        said["insecure_keys"] = noise_of(config) == "seeded"
+    if privacy.mechanism == "none":
+        return {"mechanism": "none", **said} if side_channels or warnings or hides_models else {}
+    accountants = [NodeAccountant.restored(state) for _, state in sorted(states.items())]
+    spent = [accountant.epsilon(privacy.delta, privacy.accountant) for accountant in accountants] or [0.0]
+    most = guarantee(privacy, max(spent))
+    return {
+        "mechanism": privacy.mechanism,
+        "guarantee": str(most),
+        "epsilon": {"mean": _finite(math.fsum(spent) / len(spent)), "max": _finite(max(spent))},
+        "delta": privacy.delta,
+        "unit": most.unit,
+        "adjacency": most.adjacency,
+        "view": most.view,
+        "adaptive": most.adaptive,
+        "conversion": most.conversion,
+        "budget": privacy.epsilon or None,
+        "sigma": privacy.noise_multiplier,
+        "clip": privacy.clip,
+        "sampling": privacy.sampling if privacy.mechanism == "record" else "all",
+        "noise": noise_of(config),
+        "insecure_noise": noise_of(config) == "seeded",
+        **said,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,355 @@
+"""Attackers of an experiment: what may be asked for, which messages are attacked, and what is the truth."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from node.attack.attacker import Attack
+from node.attack.kinds import KINDS
+from node.attack.sampling import Curious, mean_of
+from node.attack.truth import Truth
+from node.config import ExperimentConfig
+from node.errors import ConfigError
+from node.experiment.attacking import attacked_messages, is_of_one_message, pictures
+from node.experiment.plugins import by_path
+from node.experiment.setup import prepare
+from node.experiment.simulation import rebuild
+from node.experiment.virtual import run_virtual
+from node.learn.data import federate
+from node.mods import Observer
+from node.op import Op, Spec, op
+from node.record import Row
+
+HERE = __name__
+FLAT = Spec((1,), "float64", ("norm",))
+
+
+class Norms(Curious):
+    """The simplest attack: how long is the model in a message?"""
+
+    metrics = ("norm",)
+
+    def attack(self, ctx, round, seen, own):
+        calls.append((ctx.me, round, tuple(message.sender for message in seen)))
+        return [ctx.apply(NORM, message.model) for message in seen]
+
+
+NORM = Op("test:norm", lambda task: {"norm": float(task.inputs[0].double().norm())}, spec=lambda *_: FLAT)
+calls: list[tuple] = []
+
+
+class Meddling(Observer):
+    """Records ops whenever it sees anything, and one round of its own."""
+
+    def received(self, ctx, sender, message):
+        ctx.apply(twice, message.model)
+
+    def trained(self, ctx, before, after):
+        self.last = ctx.apply(twice, after)
+
+    def sent(self, ctx, to, message):
+        ctx.apply(twice, message.model)
+
+    def ended(self, ctx):
+        ctx.record(round=0, twice=ctx.apply(NORM, self.last))
+
+
+@op
+def twice(model):
+    return model * 2
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """This file, as a module that an experiment can name."""
+    monkeypatch.setitem(sys.modules, HERE, sys.modules[__name__])
+    calls.clear()
+
+
+def config(**tables) -> ExperimentConfig:
+    small = {
+        "nodes": 5,
+        "topology": {"kind": "full"},
+        "model": {"name": "softmax"},
+        "protocol": {"use": "dpsgd", "rounds": 4},
+        "training": {"local_steps": 2},
+    }
+    return ExperimentConfig.model_validate(small | tables)
+
+
+def ran(**tables):
+    """A finished simulation, and its summary."""
+    setup = prepare(config(**tables))
+    result = run_virtual(setup, lambda *_: None)
+    assert result.status == "finished", result.error
+    return result, result.summary(setup)
+
+
+def refusal(*attackers, **tables) -> str:
+    with pytest.raises(ConfigError) as refused:
+        prepare(config(attackers=attackers, **tables))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+# What may be asked for
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_registered_kind_exists(kind):
+    found = by_path(KINDS[kind].path, "kind")
+    assert issubclass(found, Attack)
+    assert len(KINDS[kind].meaning.splitlines()) == 1
+
+
+WRONG = {
+    "membershp": ({"kind": "membershp"}, "attackers[0].kind: no attack is called 'membershp'; did you mean"),
+    "no subclass": ({"kind": f"{HERE}:Meddling"}, "is not a subclass of node.attack.attacker.Attack"),
+    "no such node": ({"kind": "membership", "nodes": [5]}, "attackers[0].nodes: there is no node 5; allowed: 0 to 4"),
+    "unknown option": ({"kind": "membership", "evry": 1}, "attackers[0].evry: there is no such key; did you mean"),
+    "odd references": ({"kind": "membership", "references": 3}, "multiple of 2"),
+    "unknown score": ({"kind": "membership", "scores": ["luck"]}, "attackers[0].scores.0"),
+    "never": ({"kind": "membership", "every": 0}, "attackers[0].every"),
+    "unknown lie": ({"kind": "byzantine", "attack": "lie"}, "attackers.attack: no attack is called 'lie'; known: sign"),
+    "option of no lie": ({"kind": "byzantine", "attack": "ipm", "eps": 1}, "attackers.eps: no option of 'ipm'"),
+    "label-flip's": ({"kind": "byzantine", "attack": "label-flip", "z": 1}, "attackers.z: no option of 'label-flip'"),
+    "all lie": ({"kind": "byzantine", "nodes": [0, 1, 2, 3, 4]}, "at least one must be honest"),
+    "no such column": ({"kind": "attribute"}, "attackers.column: 0 of samples of shape [1, 8, 8]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_one_line(name):
+    section, part = WRONG[name]
+    assert part in refusal(section)
+
+
+def test_no_node_at_all_is_no_attacker():
+    with pytest.raises(ValueError, match="nodes"):
+        config(attackers=[{"kind": "membership", "nodes": []}])
+
+
+def test_omniscience_is_for_simulations():
+    lie = {"kind": "byzantine", "attack": "ipm", "omniscient": True}
+    assert "attackers.omniscient: a real node knows only" in refusal(lie, clock="real")
+    assert prepare(config(attackers=[lie])).attacks
+
+
+@pytest.mark.parametrize(
+    ("kind", "tables", "part"),
+    [
+        ("inversion", {"data": {"name": "breast_cancer"}}, "inversion looks for images"),
+        ("reconstruction", {"protocol": {"use": "epidemic"}}, "reconstruction is of 'dpsgd', not 'epidemic'"),
+        ("reconstruction", {"topology": {"kind": "random-regular", "degree": 2}, "nodes": 6}, "the same in every rou"),
+        ("inversion", {"protocol": {"use": "shatter"}}, "not the chunks of 'shatter'"),
+        ("linkability", {"nodes": 2}, "2 nodes hold data; linkability needs 3"),
+        ("attribute", {"data": {"name": "breast_cancer"}}, "attackers.column: 99"),
+    ],
+)
+def test_an_attack_that_does_not_fit_the_experiment_says_so(kind, tables, part):
+    section = {"kind": kind, "column": 99} if kind == "attribute" else {"kind": kind}
+    assert part in refusal(section, **tables)
+
+
+def test_the_first_learner_attacks_unless_told_otherwise():
+    server = config(protocol={"use": "fedavg", "rounds": 1}, attackers=[{"kind": f"{HERE}:Norms"}])
+    assert prepare(server).attacks[0].nodes == (1,)
+    assert prepare(config(attackers=[{"kind": f"{HERE}:Norms", "nodes": [3, 1, 3]}])).attacks[0].nodes == (1, 3)
+
+
+# Which messages are attacked
+
+
+def test_messages_of_every_nth_round_are_attacked_once_the_round_is_over():
+    result, summary = ran(attackers=[{"kind": f"{HERE}:Norms", "every": 3, "nodes": [2], "most": 9}])
+    assert calls == [(2, 0, (0, 1, 3, 4)), (2, 3, (0, 1, 3, 4))]
+    messages = summary["attacks"]["messages"]
+    assert [(m["round"], m["attacker"], m["victim"]) for m in messages] == [
+        (round, 2, victim) for round in (0, 3) for victim in (0, 1, 3, 4)
+    ]
+    rows = {(row.round, row.node): row.value for row in result.recorder.rows() if row.metric == "norm"}
+    for round in (0, 3):
+        mean = np.mean([m["norm"] for m in messages if m["round"] == round])
+        assert rows[round, 2] == pytest.approx(mean)
+
+
+def test_a_sample_depends_on_the_seed_alone():
+    def attacked(seed, **devices):
+        calls.clear()
+        ran(seed=seed, devices=devices, attackers=[{"kind": f"{HERE}:Norms", "every": 1, "most": 2}])
+        return list(calls)
+
+    first = attacked(0)
+    assert all(len(senders) == 2 for _, _, senders in first)
+    assert [round for _, round, _ in first] == [0, 1, 2, 3]
+    assert len({senders for _, _, senders in first}) > 1
+    uneven = {"distribution": "lognormal", "median": 1.0, "sigma": 1.5}
+    assert attacked(0, seconds_per_sample=uneven) == first
+    assert attacked(1) != first
+
+
+def test_an_attackers_model_is_never_attacked_by_itself_nor_a_server_without_data():
+    ran(
+        protocol={"use": "fedavg", "rounds": 2, "sample": 3},
+        attackers=[{"kind": f"{HERE}:Norms", "every": 1, "nodes": [0, 1]}],
+    )
+    assert {attacker for attacker, _, _ in calls} == {0}
+    assert all(0 not in senders for _, _, senders in calls)
+
+
+def test_a_core_is_completed_with_the_attackers_own_head():
+    _, summary = ran(
+        protocol={"use": "fedper", "rounds": 3},
+        model={"name": "mlp", "hidden": [8]},
+        attackers=[{"kind": "membership", "every": 1, "scores": ["loss"]}],
+    )
+    assert len(summary["attacks"]["messages"]) == 12
+    assert all(0 < m["membership_auc"] < 1 for m in summary["attacks"]["messages"])
+
+
+# Observers change nothing
+
+
+def test_what_observers_record_leaves_the_nodes_own_randomness_alone():
+    watched, summary = ran(mods=[{"use": f"{HERE}:Meddling"}])
+    alone, _ = ran()
+    for node, model in alone.models.items():
+        assert torch.equal(watched.models[node], model)
+    assert watched.event_hash == alone.event_hash
+    assert watched.tasks > alone.tasks
+    assert summary["metrics"]["twice.norm"]["mean"] > 0
+
+
+def test_a_failure_after_the_end_is_the_nodes(monkeypatch):
+    monkeypatch.setattr(Meddling, "ended", lambda self, ctx: 1 / 0)
+    setup = prepare(config(mods=[{"use": f"{HERE}:Meddling", "nodes": [2]}]))
+    result = run_virtual(setup, lambda *_: None)
+    assert result.status == "failed"
+    assert result.error.startswith("node 2: ZeroDivisionError")
+
+
+# What was measured
+
+
+def test_means_leave_out_what_is_no_number():
+    given = [{"a": 1.0, "b": math.nan}, {"a": 3.0, "b": math.nan}, {"a": math.nan, "b": math.nan}]
+    mean = mean_of.solve(type("T", (), {"inputs": tuple(given), "static": {}})())
+    assert mean["a"] == 2.0
+    assert math.isnan(mean["b"])
+
+
+def test_the_table_of_messages_is_sorted_and_whole():
+    rows = [
+        Row(2.0, 1, 3, "from/4.auc", 0.75),
+        Row(2.0, 1, 3, "auc", 0.5),
+        Row(1.0, 1, 0, "from/10.auc", 0.25),
+        Row(1.0, 1, 0, "from/4#2.auc", 0.5),
+        Row(1.0, 1, 0, "from/4.auc", math.nan),
+        Row(1.0, 1, 0, "from/4.tpr", 0.125),
+    ]
+    assert attacked_messages(rows) == [
+        {"round": 0, "attacker": 1, "victim": 4, "auc": None, "tpr": 0.125},
+        {"round": 0, "attacker": 1, "victim": 4, "auc": 0.5},
+        {"round": 0, "attacker": 1, "victim": 10, "auc": 0.25},
+        {"round": 3, "attacker": 1, "victim": 4, "auc": 0.75},
+    ]
+    assert is_of_one_message("from/4.auc")
+    assert not is_of_one_message("auc")
+
+
+def test_pictures_are_put_together_pixel_by_pixel():
+    rows = [
+        Row(0.0, 1, 2, f"from/3.{what}.{i}", i + at) for what, at in (("picture", 0), ("original", 4)) for i in range(4)
+    ]
+    rows += [Row(0.0, 1, 2, f"from/5.picture.{i}", math.nan) for i in range(4)]
+    assert attacked_messages(rows) == []
+    found = pictures(rows, (1, 2, 2)).to_pydict()
+    assert found == {
+        "round": [2],
+        "attacker": [1],
+        "victim": [3],
+        "shape": [[1, 2, 2]],
+        "reconstructed": [[0.0, 1.0, 2.0, 3.0]],
+        "original": [[4.0, 5.0, 6.0, 7.0]],
+    }
+    assert pictures([], (1, 2, 2)) is None
+
+
+# The truth
+
+
+def truth(matched=False, **data):
+    section = config(data=data).data
+    federation = federate(section, 6, 3)
+    return federation, Truth(federation, 3, matched=matched)
+
+
+def rows_of(samples):
+    return {row.tobytes() for row in samples.features.numpy()}
+
+
+def test_members_and_the_parts_of_the_test_set_do_not_meet():
+    federation, known = truth()
+    members, others, pool, population = (
+        rows_of(part(1)) for part in (known.members, known.non_members, known.pool, known.population)
+    )
+    assert len(known.non_members(1).labels) == len(federation.test.labels) // 2
+    for one, other in ((members, others), (others, pool), (others, population), (pool, population), (members, pool)):
+        assert not one & other
+    sizes = [len(part(1).labels) for part in (known.non_members, known.pool, known.population)]
+    assert sum(sizes) == len(federation.test.labels)
+    assert rows_of(known.non_members(2)) == others
+
+
+def test_skewed_nodes_get_non_members_of_their_own_labels():
+    _, known = truth(matched=True, partition="dirichlet", alpha=0.1)
+    for node in range(6):
+        shares = [
+            np.bincount(part(node).labels.numpy(), minlength=10) / len(part(node).labels)
+            for part in (known.members, known.non_members)
+        ]
+        held = np.bincount(known.non_members(node).labels.numpy(), minlength=10)
+        assert np.abs(shares[0] - shares[1]).sum() / 2 < 0.1 + 10 / held.sum()
+    _, plain = truth(partition="dirichlet", alpha=0.1)
+    assert len(plain.non_members(0).labels) > len(known.non_members(0).labels)
+
+
+def test_groups_have_non_members_of_their_own():
+    federation, known = truth(groups=[4, 2])
+    assert rows_of(known.non_members(0)) == rows_of(known.non_members(3))
+    turned = {np.rot90(row[0], 2).tobytes() for row in known.non_members(5).features.numpy()}
+    assert turned <= {row[0].tobytes() for row in federation.own_test(0).features.numpy()}
+    assert (known.group_of(0), known.group_of(5)) == (0, 1)
+
+
+# Ops
+
+
+def test_ops_of_two_attackers_are_told_apart_by_name_and_made_anew_elsewhere():
+    tables = [{"kind": "membership"}, {"kind": "membership", "scores": ["gap"]}, {"kind": "reconstruction"}]
+    asked = config(attackers=tables)
+    setup = prepare(asked)
+    names = [made.name for attack in setup.attacks for made in attack.ops]
+    assert len(set(names)) == len(names) == 4
+    assert set(rebuild(asked.model_dump_json())) == {made.name for made in setup.ops}
+    bases = {made.basis(None) for attack in setup.attacks for made in attack.ops}
+    assert len(bases) == 1
+    other = prepare(config(attackers=tables, seed=1))
+    assert other.attacks[0].ops[0].basis(None) not in bases
+
+
+@pytest.mark.parametrize("kind", ["processes", "batched"])
+def test_attacks_measure_the_same_whatever_solves_them(kind):
+    attackers = [{"kind": "membership", "every": 1, "scores": ["loss"]}]
+    inline, other = (
+        ran(attackers=attackers, executor={"kind": name, "workers": workers})[1]["attacks"]
+        for name, workers in (("inline", 0), (kind, 1))
+    )
+    assert [m.keys() for m in inline["messages"]] == [m.keys() for m in other["messages"]]
+    for one, two in zip(inline["messages"], other["messages"], strict=True):
+        assert two["membership_auc"] == pytest.approx(one["membership_auc"], abs=0 if kind == "processes" else 0.02)
