@@ -55,6 +55,7 @@ class Compute:
         toward: Ref | None = None,
         part: Literal["all", "core", "head"] = "all",
         mask: Ref | None = None,
+        correction: Ref | None = None,
         lr: float | None = None,
         repeats: int = 1,
     ) -> Awaitable[Ref]:
@@ -67,6 +68,7 @@ class Compute:
             toward: the model that ``proximal`` pulls to.
             part: which layers move; the others are frozen.
             mask: of the model's shape: gradients are multiplied by it.
+            correction: of the model's shape: added to every gradient, before the mask.
             lr: learning rate; None: as the experiment's schedule says.
             repeats: times that each batch is used in a row.
 
@@ -83,10 +85,11 @@ class Compute:
         static: dict[str, Any] = {"steps": steps, "lr": workload.lr(self._trains) if lr is None else lr}
         static["proximal"] = proximal
         self._trains += 1
-        if toward is None and mask is None and part == "all" and repeats == 1:
+        named = (("toward", toward), ("mask", mask), ("correction", correction))
+        guides = {name: ref for name, ref in named if ref is not None}
+        if not guides and part == "all" and repeats == 1:
             task = self.apply(workload.train, model, **static)
         else:
-            guides = {name: ref for name, ref in (("toward", toward), ("mask", mask)) if ref is not None}
             cut = 0 if part == "all" else self._cut()
             task = self.apply(
                 workload.adapt,

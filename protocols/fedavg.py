@@ -9,11 +9,12 @@ Node 0 is the server: it holds no data and trains nothing. All others are client
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, Unreachable, on, op
+from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, Unreachable, on
+from node.learn.federated import ServerOptimizer
 
 SERVER = 0
 
@@ -41,30 +42,6 @@ class Update(Message, name="fedavg/update/1", key=("round",)):
     samples: int
 
 
-@op
-def filled(model: Any, *, by: float) -> Any:
-    """The shape of ``model``, every element ``by``."""
-    return model * 0.0 + by
-
-
-@op
-def decayed_mean(mean: Any, after: Any, before: Any, *, beta: float) -> Any:
-    """Exponential moving average of the change ``after - before``."""
-    return mean * beta + (after - before) * (1 - beta)
-
-
-@op
-def decayed_square(square: Any, after: Any, before: Any, *, beta: float) -> Any:
-    """Exponential moving average of the squared change."""
-    return square * beta + (after - before) ** 2 * (1 - beta)
-
-
-@op
-def adaptive_step(model: Any, mean: Any, square: Any, *, lr: float, tau: float) -> Any:
-    """``model + lr * mean / (sqrt(square) + tau)``."""
-    return model + lr * mean / (square**0.5 + tau)
-
-
 class FedAvg(Protocol):
     """Rounds of: the server samples clients, they train its model, it averages what comes back."""
 
@@ -86,16 +63,16 @@ class FedAvg(Protocol):
         """How long clients wait for a server that is gone to come back."""
         proximal: float = Field(0.0, ge=0)
         """FedProx: strength of the pull towards the global model during local training."""
-        server: Literal["average", "adam"] = "average"
-        """How the server steps: to the clients' average, or with Adam along its change (FedAdam)."""
+        server: Literal["average", "momentum", "adagrad", "yogi", "adam"] = "average"
+        """How the server steps: to the clients' average, or along its change (FedAvgM, FedAdam and relatives)."""
         server_lr: float = Field(0.1, gt=0)
-        """FedAdam: learning rate."""
+        """Of all but the average: learning rate."""
         beta1: float = Field(0.9, ge=0, lt=1)
-        """FedAdam: decay of the mean."""
+        """Of all but the average: decay of the mean."""
         beta2: float = Field(0.99, ge=0, lt=1)
-        """FedAdam: decay of the square."""
+        """FedYogi, FedAdam: decay of the square."""
         tau: float = Field(1e-3, gt=0)
-        """FedAdam: degree of adaptivity."""
+        """FedAdagrad, FedYogi, FedAdam: degree of adaptivity."""
 
     config: Config
     newest: Assignment | None = None
@@ -158,12 +135,9 @@ class FedAvg(Protocol):
     async def serve(self, ctx: Context) -> Ref:
         """The server: all rounds, then the result to everybody."""
         model, first = ctx.initial_model(), 0
-        moments: Mapping[str, Ref] = {}
-        if self.config.server == "adam":
-            moments = {
-                "mean": ctx.apply(filled, model, by=0.0),
-                "square": ctx.apply(filled, model, by=self.config.tau**2),
-            }
+        c = self.config
+        optimizer = ServerOptimizer(c.server, c.server_lr, c.beta1, c.beta2, c.tau)
+        moments = optimizer.moments(ctx, model)
         if saved := ctx.restore():
             model, first = saved["model"], saved["round"]
             moments = {name: saved[name] for name in moments}
@@ -171,7 +145,7 @@ class FedAvg(Protocol):
             updates = await self.round(ctx, round, model)
             if updates:
                 mean = average(ctx, model, updates, progress=round / self.config.rounds)
-                model, moments = self.step(ctx, model, mean, moments)
+                model, moments = optimizer.step(ctx, model, mean, moments)
             metrics = ctx.evaluate(model)
             ctx.record(round=round, accuracy=metrics, loss=metrics, clients=len(updates))
             await ctx.checkpoint(round=round + 1, model=model, **moments)
@@ -202,16 +176,6 @@ class FedAvg(Protocol):
         quorum = sample if sample and self.config.over_select else None
         heard = await ctx.collect(Update, frm=clients, quorum=quorum, timeout_s=deadline_s, round=round)
         return {client: update for client, update in heard.items() if update.samples > 0}
-
-    def step(self, ctx: Context, model: Ref, mean: Ref, moments: Mapping[str, Ref]) -> tuple[Ref, Mapping[str, Ref]]:
-        """The next global model and moments, from the current ones and the clients' average."""
-        c = self.config
-        if c.server == "average":
-            return mean, moments
-        first = ctx.apply(decayed_mean, moments["mean"], mean, model, beta=c.beta1)
-        second = ctx.apply(decayed_square, moments["square"], mean, model, beta=c.beta2)
-        stepped = ctx.apply(adaptive_step, model, first, second, lr=c.server_lr, tau=c.tau)
-        return stepped, {"mean": first, "square": second}
 
 
 def average(ctx: Context, model: Ref, updates: dict[int, Update], progress: float) -> Ref:

@@ -28,6 +28,9 @@ VAGUE = {"utils", "helpers", "manager", "misc", "base", "compat", "events", "int
 SEEDED = {"Generator", "BitGenerator", "Philox", "PCG64", "SeedSequence", "default_rng"}
 PROTOCOLS_MAY_IMPORT = {
     "node",
+    "node.cohorts",
+    "node.election",
+    "node.learn.federated",
     "protocols",
     "pydantic",
     "typing",

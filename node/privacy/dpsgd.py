@@ -133,9 +133,10 @@ class PrivateTrainer:
         section = self._section
         trained = start.clone()
         parameters = list(self._model.named(trained).values())
-        toward, mask = (None, None) if guide is None else (guide.toward, guide.mask)
+        toward, mask, correction = (None, None, None) if guide is None else (guide.toward, guide.mask, guide.correction)
         anchors = list(self._model.named(start if toward is None else toward).values())
         masks = [] if mask is None else list(self._model.named(mask).values())
+        corrections = [] if correction is None else list(self._model.named(correction).values())
         moving = moving_of(self._model, guide)
         self._check_norms(parameters, features[:_CHECKED], labels[:_CHECKED])
         rule = optimizer(section)
@@ -148,6 +149,8 @@ class PrivateTrainer:
                 torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=proximal)
             if section.weight_decay:
                 torch._foreach_add_(gradients, parameters, alpha=section.weight_decay)
+            if corrections:
+                torch._foreach_add_(gradients, corrections)
             if masks:
                 torch._foreach_mul_(gradients, masks)
             rule.step(parameters[moving], gradients[moving], lr)

@@ -56,7 +56,7 @@ class Quadratic:
         self.regrow: Op[...] = Op("quadratic:regrow", self._regrow, seeded=True)
 
     def _train(self, task: Task) -> NDArray[np.float64]:
-        return self._descend(task, task.static["steps"], task.inputs[0], np.ones(self.model_spec.shape))
+        return self._descend(task, task.static["steps"], task.inputs[0])
 
     def _adapt(self, task: Task) -> NDArray[np.float64]:
         """As training, with the guides of :mod:`node.learn`; its layers are its elements."""
@@ -67,7 +67,7 @@ class Quadratic:
             moving[frozen] = 0.0
         steps = task.static["steps"] * task.static["repeats"]
         anchor = guides["toward"] if "toward" in guides else task.inputs[0]
-        return self._descend(task, steps, anchor, moving)
+        return self._descend(task, steps, anchor, moving, guides.get("correction", 0.0))
 
     def _fresh(self, task: Task) -> NDArray[np.float64]:
         return Key(0, 0, task.static["draw"]).rng().normal(size=self.model_spec.shape)
@@ -89,12 +89,17 @@ class Quadratic:
         return np.asarray(grown)
 
     def _descend(
-        self, task: Task, steps: int, anchor: NDArray[np.float64], moving: NDArray[np.float64]
+        self,
+        task: Task,
+        steps: int,
+        anchor: NDArray[np.float64],
+        moving: NDArray[np.float64] | float = 1.0,
+        correction: NDArray[np.float64] | float = 0.0,
     ) -> NDArray[np.float64]:
         model = task.inputs[0]
         target = self.targets[task.key.node]
         for _ in range(steps):
-            pull = (model - target) + task.static["proximal"] * (model - anchor)
+            pull = (model - target) + task.static["proximal"] * (model - anchor) + correction
             model = model - task.static["lr"] * pull * moving
         if self._noise:
             model = model + self._noise * task.key.rng().normal(size=model.shape)

@@ -357,6 +357,7 @@ def test_a_cluster_that_has_lost_all_its_workers_is_an_error_after_a_while(monke
 
 
 def test_ctrl_c_is_left_to_who_started_the_cluster(executor):
+    executor._client.wait_for_workers(2, timeout=60)  # one that another test has killed may not be back yet
     before = executor._client.run(os.getpid)
     for pid in before.values():
         os.kill(pid, signal.SIGINT)

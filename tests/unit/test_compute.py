@@ -9,6 +9,7 @@ import pytest
 from node import ConfigError, Context, Mod, Protocol, ProtocolError, op
 from node.config import DevicesSection
 from node.errors import BudgetSpent
+from node.learn.federated import filled
 from node.solver import InlineExecutor
 from node.testing import Quadratic, run_protocol
 
@@ -109,6 +110,16 @@ def test_a_mask_holds_elements_where_they_are():
         return await ctx.train(model, mask=ctx.apply(first_only, model))
 
     assert model_of(behave) == [2.0, 0.0, 0.0]
+
+
+def test_a_correction_is_added_to_every_gradient():
+    """Of (x - target) / 2 a step, twice: a correction is a target that lies elsewhere."""
+
+    async def behave(ctx):
+        ones = ctx.apply(filled, ctx.initial_model(), by=1.0)
+        return await ctx.train(ctx.initial_model(), steps=2, correction=ones)
+
+    assert model_of(behave) == [(target - 1) * 0.75 for target in TARGETS[0]]
 
 
 def test_repeats_are_steps_that_take_their_time():

@@ -188,6 +188,13 @@ def test_a_mask_stops_noise_as_well():
     assert not torch.equal(found[mask == 1], before[mask == 1])
 
 
+def test_a_correction_is_added_after_the_noise():
+    work = workload()
+    correction = torch.full((work._model.dimension,), 0.5)
+    found = adapted(work, guides=("correction",), tensors=(correction,), steps=1)
+    torch.testing.assert_close(found, by_hand(work, steps=1) - 0.1 * correction)
+
+
 def test_repetitions_are_steps_of_their_own():
     """The same batch again would be a release that nobody has accounted for."""
     work = workload()
