@@ -5,7 +5,7 @@ What a protocol author needs is here; see ``protocols/README.md``.
 
 from node.arithmetic import scale, shift
 from node.config import TopologySection
-from node.context import Context
+from node.context import Context, Future
 from node.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -17,13 +17,15 @@ from node.errors import (
 from node.message import Message
 from node.mods import Mod, Observer
 from node.op import Op, Ref, Spec, op
-from node.private import ShownKey
+from node.private import LEAST_SENDERS, ShownKey
 from node.protocol import Protocol, on
 
 __all__ = [
+    "LEAST_SENDERS",
     "ConfigError",
     "Context",
     "DeadlineExceeded",
+    "Future",
     "Message",
     "Mod",
     "Observer",

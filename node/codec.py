@@ -14,7 +14,7 @@ import operator
 import struct
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -114,8 +114,23 @@ def encode(message: Message, buffer_of: Callable[[Ref], memoryview], request: in
 
 
 def refs(message: Message) -> list[Ref]:
-    """The Refs of a message, in the order of its payloads."""
-    return _header_and_refs(message)[1]
+    """The Refs of a message, wherever in its fields they are, in the order of its payloads."""
+    return [ref for _, ref in placed(message)]
+
+
+def placed(message: Message) -> Iterator[tuple[str, Ref]]:
+    """The same with their places: the field, and what leads from there to the Ref (``model``, ``heads.1``)."""
+    layout = _layouts.get(type(message)) or _layout(type(message))
+    if layout.has_refs:
+        for name, value in zip(layout.names, layout.values(message), strict=True):
+            yield from _placed(value, name)
+
+
+def with_refs(message: Message, refs: Iterable[Ref]) -> Message:
+    """The message with as many other Refs in the places of its own, in their order."""
+    layout = _layouts.get(type(message)) or _layout(type(message))
+    values = _filled(layout.values(message), iter(refs))
+    return type(message)(**dict(zip(layout.names, values, strict=True)))
 
 
 def size_bytes(message: Message, request: int = 0, reply: int = 0) -> int:
@@ -157,7 +172,7 @@ def decode_header(header: bytes | memoryview, limits: Limits) -> Header:
         raise BadFrame(f"malformed header: {error}") from None
     if not layout.has_refs:
         return Header(kind, values, (), len(header))
-    specs = tuple([ref.spec for ref in _refs(values)])
+    specs = tuple([ref.spec for _, ref in _placed(values, "")])
     total = len(header) + sum([spec.size_bytes for spec in specs])
     if total > limits.message_bytes:
         raise FrameTooLarge(f"{kind.wire_name}: {total} bytes; at most {limits.message_bytes} are allowed")
@@ -291,15 +306,15 @@ def _ref_only(wanted: type, value: Any) -> Any:
     return value
 
 
-def _refs(value: Any) -> Iterator[Ref]:
+def _placed(value: Any, place: str) -> Iterator[tuple[str, Ref]]:
     if isinstance(value, Ref):
-        yield value
+        yield place, value
     elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _refs(part)
+        for i, part in enumerate(value):
+            yield from _placed(part, f"{place}.{i}")
     elif isinstance(value, dict):
-        for part in value.values():
-            yield from _refs(part)
+        for name, part in value.items():
+            yield from _placed(part, f"{place}.{name}")
 
 
 def _filled(value: Any, refs: Iterator[Ref]) -> Any:

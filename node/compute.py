@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
 
 from node.errors import ProtocolError
 from node.op import Op, Ref, Value
 from node.sparse import Sparse
+from node.unify import Unify
 from node.world import Done, World
 
 if TYPE_CHECKING:
@@ -69,7 +73,7 @@ class Compute:
             part: which layers move; the others are frozen.
             mask: of the model's shape: gradients are multiplied by it.
             correction: of the model's shape: added to every gradient, before the mask.
-            lr: learning rate; None: as the experiment's schedule says.
+            lr: learning rate; None: as the experiment's schedule says, of which only such trainings are steps.
             repeats: times that each batch is used in a row.
 
         Raises:
@@ -84,7 +88,7 @@ class Compute:
             return Done(model)
         static: dict[str, Any] = {"steps": steps, "lr": workload.lr(self._trains) if lr is None else lr}
         static["proximal"] = proximal
-        self._trains += 1
+        self._trains += lr is None
         named = (("toward", toward), ("mask", mask), ("correction", correction))
         guides = {name: ref for name, ref in named if ref is not None}
         if not guides and part == "all" and repeats == 1:
@@ -174,13 +178,18 @@ class Compute:
         return Sparse(self, self._world.workload.sparse, density)
 
     @property
+    def unify(self) -> Unify:
+        """What makes one model of several: teachers and students, averages, ensembles. It counts its FLOPs anew."""
+        return Unify(self, self._world.workload.unify, self._world)
+
+    @property
     def lr(self) -> float:
         """Learning rate of this node's next training, as the experiment says."""
         return self._world.workload.lr(self._trains)
 
     @property
-    def has_budget(self) -> bool:
-        """Whether training is charged to a privacy budget."""
+    def is_private(self) -> bool:
+        """Whether training is private: every one is accounted for, with a budget or without."""
         return self._world.ledger is not None
 
     def evaluate(self, model: Ref, on: str = "test") -> Ref:
@@ -201,13 +210,14 @@ class Compute:
             self._world.evaluating(cast("Context", self), on)
         return self.apply(self._world.workload.risk, model)
 
-    def judge(self, model: Ref) -> dict[str, Ref]:
+    def judge(self, model: Ref, *, is_personal: bool = False) -> dict[str, Ref]:
         """What a round's record says of a model: ``ctx.record(round=round, **ctx.judge(model))``.
 
-        Accuracy and loss on the ``test`` set, and ``own_accuracy`` where the data has groups.
+        Accuracy and loss on the ``test`` set, and ``own_accuracy`` where the data has groups, or the model is meant for
+        this node alone.
         """
         metrics = self.evaluate(model)
-        if self._world.workload.groups == 1:
+        if self._world.workload.groups == 1 and not is_personal:
             return {"accuracy": metrics, "loss": metrics}
         return {"accuracy": metrics, "loss": metrics, "own_accuracy": self.evaluate(model, on="own")}
 
@@ -233,6 +243,10 @@ class Compute:
         """Read a value: solves just what it needs, while virtual time stands still."""
         return self._world.value(ref)
 
+    async def digest(self, ref: Ref) -> str:
+        """Names a tensor by its bits, in 32 hexadecimal digits (BLAKE2b): reads it, as :meth:`value` does."""
+        return blake2b(np.ascontiguousarray(await self._world.value(ref)).data, digest_size=16).hexdigest()
+
     async def values(self, refs: Sequence[Ref]) -> list[Value]:
         """Read several values, which are solved together."""
         await self._world.solved(refs)
@@ -240,14 +254,12 @@ class Compute:
 
     def record(self, round: int, **fields: Ref | float) -> None:
         """Keep metrics of this node's round: numbers, or Refs of metrics (``accuracy=ctx.evaluate(model)``)."""
-        ledger = self._world.ledger
-        spent = {} if ledger is None else ledger.spent(self.me)
-        self._world.record(cast("Context", self), round, {**fields, **spent, **self._refusals()})
+        is_aside = self._counter >= _ASIDE_COUNTER
+        self._world.record(cast("Context", self), round, fields if is_aside else {**fields, **self._standing()})
 
-    def _refusals(self) -> Mapping[str, Ref]:
-        """What the node's own rounds have refused since it last recorded; nothing for those who only look on."""
-        refused = self._refused
-        if refused is None or self._counter >= _ASIDE_COUNTER:
-            return {}
-        self._refused = None
-        return {"refused_models": refused}
+    def _standing(self) -> Mapping[str, Ref | float]:
+        """Where the node itself stands: what it has spent and sent, and refused since it last recorded."""
+        ledger, refused, self._refused = self._world.ledger, self._refused, None
+        spent = {} if ledger is None else ledger.spent(self.me)
+        refusals = {} if refused is None else {"refused_models": refused}
+        return {**spent, **refusals, "bytes_sent": cast("Context", self).bytes_sent}

@@ -7,8 +7,9 @@ A protocol cannot tell from its context whether time is real. Whatever takes tim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import structlog
@@ -28,6 +29,10 @@ from node.topology import Topology
 from node.world import Done, LocalData, World
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+Future: TypeAlias = asyncio.Future
+"""What :meth:`Context.future` gives: ``set_result(value)`` ends every ``await`` of it."""
 
 _RNG_COUNTER = 2**32 - 1
 """The counter of a node's own generator; tasks count up from 0 and never reach it."""
@@ -85,6 +90,15 @@ class Context(Compute):
         log: structlog.typing.FilteringBoundLogger = structlog.get_logger(node=self.me)
         return log
 
+    @property
+    def seed(self) -> int:
+        """The experiment's, which all nodes share: for what they have to draw alike."""
+        return self._world.seed
+
+    def future(self) -> Future[Any]:
+        """Something to wait for that a handler, or work beside ``run``, will set."""
+        return self._clock.create_future()
+
     async def sleep(self, seconds: float) -> None:
         """Let time pass."""
         check_wait("sleep", seconds)
@@ -102,6 +116,11 @@ class Context(Compute):
         """All other nodes of a role (None: of any) that are not known to be gone, sorted."""
         me, gone = self.me, self._gone()
         return tuple([peer for peer in self._world.peers(role) if peer != me and peer not in gone])
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The numbers of all nodes of the experiment, this one's too, whether they are there or not; sorted."""
+        return self._world.peers(None)
 
     def alive(self, peers: Iterable[int]) -> tuple[int, ...]:
         """Those of some peers that are not known to be gone, in their order."""
@@ -155,16 +174,19 @@ class Context(Compute):
     def send(self, to: int | Sequence[int], message: Message) -> Awaitable[None]:
         """Send to one peer or several. Waits only while a peer's queue is full; what goes to a lost peer is lost."""
         peers = to if isinstance(to, (tuple, Sequence)) else (int(to),)
-        if self._wrapping is None:
-            return self._world.send(self, peers, message)
-        return self._send_wrapped(peers, message)
+        return self._send(peers, message)
 
-    async def _send_wrapped(self, peers: Iterable[int], message: Message, request: int = 0) -> None:
-        assert self._wrapping is not None
-        for peer in peers:
-            changed = self._wrapping.outgoing(self, peer, message)
+    def _send(self, peers: Sequence[int], message: Message, request: int = 0) -> Awaitable[None]:
+        """Send at once, wrapped or not: observers must not change when anything happens."""
+        if self._wrapping is None:
+            return self._world.send(self, peers, message, request)
+        told = [(peer, self._wrapping.outgoing(self, peer, message)) for peer in peers]
+        sendings = []
+        for _, alike in groupby(told, key=lambda each: id(each[1])):
+            to, (changed, *_) = zip(*alike, strict=True)
             if changed is not None:
-                await self._world.send(self, (peer,), changed, request)
+                sendings.append(self._world.send(self, to, changed, request))
+        return sendings[0] if len(sendings) == 1 else _all(sendings)
 
     async def request(self, to: int, message: Message, timeout_s: float | None = None) -> Any:
         """Send to a peer and wait for its handler's answer.
@@ -180,12 +202,8 @@ class Context(Compute):
             self._requests = Requests(self.me, self._clock)
         number, future = self._requests.ask(to, message, timeout_s)
         self._world.watch(self, (to,))
-        if self._wrapping is None:
-            sending = self._world.send(self, (to,), message, number)
-        else:
-            sending = self._send_wrapped((to,), message, number)
         # Beside the wait for the answer: solving and queueing count towards the deadline too.
-        self.spawn(_awaiting(sending))
+        self.spawn(_awaiting(self._send((to,), message, number)))
         try:
             return await future
         finally:
@@ -209,12 +227,33 @@ class Context(Compute):
         Raises:
             Unreachable: one that is needed is gone.
         """
-        slot = slot_of(kind, key)
+        return self._collect(kind, None, key, frm=frm, timeout_s=timeout_s, quorum=quorum, grace_s=grace_s)
+
+    def collect_each(
+        self,
+        kind: type[M],
+        each: Callable[[int, M], T],
+        *,
+        frm: Sequence[int],
+        timeout_s: float | None = None,
+        quorum: int | None = None,
+        **key: Any,
+    ) -> Awaitable[dict[int, T]]:
+        """As :meth:`collect`, but keeps only what ``each(sender, message)`` gives when a message that counts comes.
+
+        So models can be added up as they come, and let go.
+        """
+        return self._collect(kind, each, key, frm=frm, timeout_s=timeout_s, quorum=quorum, grace_s=0.0)
+
+    def _collect(
+        self, kind: type[Message], each: Callable[[int, Any], Any] | None, key: dict[str, Any], **wait: Any
+    ) -> Awaitable[dict[int, Any]]:
+        frm, timeout_s = wait["frm"], wait["timeout_s"]
         if timeout_s is not None:
             check_wait("timeout_s", timeout_s)
-        if frm is None and quorum is None and timeout_s is None:
+        if frm is None and wait["quorum"] is None and timeout_s is None:
             raise ProtocolError(f"collect({kind.__name__}) from anyone never ends: give frm, quorum or timeout_s")
-        outcome = self.mailbox.collect(slot, frm, self._gone(), timeout_s=timeout_s, quorum=quorum, grace_s=grace_s)
+        outcome = self.mailbox.collect(slot_of(kind, key), lost=self._gone(), each=each, **wait)
         if isinstance(outcome, dict):
             return Done(outcome)
         if frm is not None:
@@ -347,6 +386,11 @@ class Context(Compute):
 
 async def _awaiting(work: Awaitable[None]) -> None:
     await work
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    for work in works:
+        await work
 
 
 def _wake(future: asyncio.Future[None]) -> None:

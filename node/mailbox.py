@@ -7,7 +7,7 @@ passed), at its deadline, or when those who are missing are known to be gone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from node.clock import Clock, Priority
@@ -41,6 +41,7 @@ class Box:
 
     __slots__ = (
         "awaited",
+        "each",
         "frm",
         "future",
         "gone",
@@ -56,12 +57,14 @@ class Box:
     def __init__(self, slot: Slot, opener: int) -> None:
         self.slot = slot
         self.opener = opener
-        self.messages: dict[int, Message] = {}
+        self.messages: dict[int, Any] = {}
         self.future: asyncio.Future[dict[int, Any]] | None = None
         """Set while somebody waits; the rest says for what."""
         self.frm: Sequence[int] | None = None
         self.quorum: int | None = None
         self.grace_s = 0.0
+        self.each: Callable[[int, Any], Any] | None = None
+        """Makes of a message that counts what is kept of it."""
         self.since_s = 0.0
         self.strict = False
         self.gone: Sequence[int] = ()
@@ -72,6 +75,13 @@ class Box:
     def heard(self) -> int:
         """How many of those who are waited for have been heard."""
         return len(self.messages) if self.frm is None else sum(peer in self.messages for peer in self.frm)
+
+    def take(self, sender: int, message: Message) -> None:
+        """Keep a message, or what ``each`` makes of it: then only the first of a sender, and of those awaited."""
+        if self.each is None or self.future is None:
+            self.messages[sender] = message
+        elif sender not in self.messages and (self.frm is None or sender in self.frm):
+            self.messages[sender] = self.each(sender, message)
 
     def empty(self) -> dict[int, Any]:
         """Hand over what was heard, sorted by peer: a timer that still holds the box must keep no model alive."""
@@ -108,9 +118,9 @@ class Mailbox:
                 return
         messages = box.messages
         if box.future is None or sender in messages or box.future.cancelled():
-            messages[sender] = message
+            box.take(sender, message)
             return
-        messages[sender] = message
+        box.take(sender, message)
         if box.frm is None or sender in box.frm:
             if sender not in box.gone:
                 box.awaited -= 1
@@ -143,6 +153,7 @@ class Mailbox:
         timeout_s: float | None,
         quorum: int | None,
         grace_s: float,
+        each: Callable[[int, Any], Any] | None = None,
     ) -> Awaitable[dict[int, Any]] | dict[int, Any]:
         """Begin a wait: the result where it is over already, otherwise an awaitable for it."""
         box = self._boxes.get(slot) or self._open(slot, self.owner)
@@ -153,7 +164,10 @@ class Mailbox:
             raise ProtocolError(f"node {self.owner} collects {describe(slot)} {why}; a key is collected once, rising")
         if frm is not None:
             frm = sorted(set(frm))
-        box.frm, box.quorum, box.grace_s = frm, quorum, grace_s
+        box.frm, box.quorum, box.grace_s, box.each = frm, quorum, grace_s, each
+        if each is not None:
+            heard = sorted(box.messages) if frm is None else [peer for peer in frm if peer in box.messages]
+            box.messages = {peer: each(peer, box.messages[peer]) for peer in heard}
         box.strict = quorum is None and timeout_s is None
         box.awaited = -1 if frm is None else self._missing(box, frm, lost)
         enough = quorum is not None and box.heard() >= quorum

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from node.context import Context
 
 
+LEAST_SENDERS = 3
+"""Of a masked sum: with two, each is exposed as soon as the receiver colludes with the other."""
+
+
 class ShownKey(NamedTuple):
     """A node's public key as it shows it to others."""
 
@@ -94,6 +98,8 @@ class Mechanisms(Interface):
     """One of them: static ``place``."""
     unmasked: Op[...]
     """The sum of all parts of a masked sum."""
+    plausible: Op[...]
+    """Whether such a sum may be what honest senders made, from it and the own model: static ``weight``, ``senders``."""
     cut: Op[...]
     """A chunk of a model: static ``sizes``, ``chunks``, ``chunk``, ``beacon``, ``round``."""
     merged: Op[...]
@@ -203,16 +209,28 @@ class Privacy:
         masked = self._own_keys().masked
         return self._ctx.apply(masked, model, **static, senders=tuple(sorted(senders))), digest
 
-    def unmasked(self, parts: Mapping[int, tuple[Ref, bytes]], senders: Collection[int], round: int) -> Ref | None:
-        """The weighted sum of the senders' models, from their parts; None unless all are there and of this very sum."""
+    async def unmasked(
+        self, own: Ref, parts: Mapping[int, tuple[Ref, bytes]], senders: Collection[int], round: int
+    ) -> Ref | None:
+        """The weighted sum of the senders' models, from their parts; reads whether it is plausible beside ``own``.
+
+        None unless all parts are there and of this very sum, and no element is too large, or too far from this node's
+        ``own`` model, to come from honest senders: one of them lies, and nobody can tell who.
+        """
         if not senders:
             return None
-        digest = self._own_keys().total(round, tuple(sorted(senders)))
-        like = Spec(self._ctx.initial_model().spec.shape, "int32")
+        ctx, digest = self._ctx, self._own_keys().total(round, tuple(sorted(senders)))
+        like = Spec(ctx.initial_model().spec.shape, "int32")
         found = {sender: part for sender, (part, named) in parts.items() if sender in senders and named == digest}
         if len(found) < len(senders) or any(part.spec != like for part in found.values()):
             return None
-        return self._ctx.apply(self._mechanisms.unmasked, *[found[sender] for sender in sorted(found)])
+        total = ctx.apply(self._mechanisms.unmasked, *[found[sender] for sender in sorted(found)])
+        weight = sum(weight_at(self._topology, sender, ctx.me, round) for sender in sorted(found))
+        verdict = ctx.apply(self._mechanisms.plausible, total, own, weight=weight, senders=len(found))
+        if (await ctx.value(verdict))["plausible"]:
+            return total
+        ctx.log.warning("sum dropped", round=round, senders=len(found), reason="it is not what honest senders make")
+        return None
 
     def _begin(self, receiver: int, round: int, senders: Mapping[int, ShownKey]) -> bytes:
         me, keys = self._ctx.me, self._own_keys()

@@ -48,6 +48,9 @@ class Protocol:
     side_channels: ClassVar[tuple[str, ...]] = ()
     """What its traffic tells besides the models that it carries, because a choice was made with private data (who is
     contacted, a cluster's number): no noise on models covers that, so every summary says so."""
+    judges_on_data: ClassVar[bool] = False
+    """Whether it compares models by their losses on a node's own training data: it then has no use for a node that may
+    not touch these any more (``privacy.when_spent = "relay"``)."""
     aggregates: ClassVar[bool] = False
     """Whether other nodes' models enter a node's own through ``ctx.aggregate`` alone, so that every rule of the
     experiment's ``[aggregation]`` guards it; where not, there is only the rule ``mean``."""
@@ -83,6 +86,12 @@ class Protocol:
         return None
 
     @classmethod
+    def first_steps(cls, config: Any) -> int:
+        """Steps of a node's first training, where the protocol takes its own number; 0: as many as the experiment's. By
+        these a privacy budget is found too small before the run."""
+        return 0
+
+    @classmethod
     def private_layers(cls, config: Any) -> int:
         """How many of a model's last layers stay with their node, for ``ctx.split``; messages may carry both parts."""
         return 0
@@ -91,6 +100,11 @@ class Protocol:
     def uses_local_tests(cls, config: Any) -> bool:
         """Whether it evaluates on what nodes hold out for themselves: ``data.local_test_fraction`` must be above 0."""
         return False
+
+    @classmethod
+    def unifier(cls, config: Any) -> str:
+        """The name in :data:`node.unifiers.UNIFIERS` by which it makes one model of several; empty: it does not."""
+        return ""
 
     @classmethod
     def roles(cls, nodes: int) -> Mapping[int, str]:

@@ -5,13 +5,14 @@ that hold for all nodes. A real process numbers its values by itself, and anew i
 own, ``NODE-LIFE.jsonl``, which also says by a digest which bytes left the process and which came. That links what
 arrived to what was sent, and what a restarted node has loaded to what it saved, and puts nothing new on the wire;
 values of one node that are equal to the last bit are one. A message that was lost is in no file; one that nobody read
-is there all the same: it was seen.
+is there all the same: it was seen. The last line of a file says how many there are before it: what is missing would
+make less of what was given away.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
@@ -66,6 +67,13 @@ class _Came(msgspec.Struct, frozen=True, tag="came", array_like=True):
     digest: str
 
 
+class _End(msgspec.Struct, frozen=True, tag="end", array_like=True):
+    """Nothing more has happened."""
+
+    rows: int
+    """All those before it."""
+
+
 Step: TypeAlias = Made | Received
 _Row: TypeAlias = Made | Received | _Left | _Came
 
@@ -84,6 +92,7 @@ class Log:
         self._buffer_bytes = buffer_bytes
         self._encoder = msgspec.json.Encoder(enc_hook=repr)
         self._lines = bytearray()
+        self._rows = 0
         self.flush()
 
     @classmethod
@@ -98,9 +107,10 @@ class Log:
         return cls(next(path for path in paths if not path.exists()), 0)
 
     def made(self, node: int, value: Ref, op: str, inputs: Sequence[Ref], static: Static) -> None:
-        """A node has recorded an op. Metrics are left out: they are never sent."""
+        """A node has recorded an op. Metrics are left out, also where they are its inputs: they are never sent."""
         if not value.spec.names:
-            self._write(Made(node, value.id, op, tuple([ref.id for ref in inputs]), dict(static)))
+            known = tuple([ref.id for ref in inputs if not ref.spec.names])
+            self._write(Made(node, value.id, op, known, dict(static)))
 
     def received(self, node: int, sender: int, message: Message) -> None:
         """A message has come to a node. What it sends to itself tells it nothing."""
@@ -125,28 +135,42 @@ class Log:
         except OSError as error:
             raise StoreError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
+    def close(self) -> None:
+        """Say that this was all, and write it. Raises StoreError as :meth:`flush`."""
+        self._write(_End(self._rows))
+        self.flush()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.flush()
+        self.close()
 
-    def _write(self, row: _Row) -> None:
+    def _write(self, row: _Row | _End) -> None:
+        self._rows += 1
         self._lines += self._encoder.encode(row) + b"\n"
         if len(self._lines) > self._buffer_bytes:
             self.flush()
 
 
-def read(folder: Path) -> list[Step]:
+def read(folder: Path, nodes: int = 0, note: Callable[[str], None] = lambda gap: None) -> list[Step]:
     """What happened in a run, cause before effect, from its ``lineage`` folder; values are numbered across all files.
 
+    A real node's file may break off: a node can be killed. What is then known is told, and ``note`` is told of the gap.
+
+    Args:
+        nodes: how many there were; 0: nobody knows.
+        note: told of everything that the files show to be missing from them.
+
     Raises:
-        ConfigError: there are no such files, or they are not whole: a line makes no sense, or something was received of
-            which no file says how it was made.
+        ConfigError: there are no such files, or they are not whole: rows are missing, a line makes no sense, or
+            something was used or received of which no file says how it was made.
     """
-    files = [_File(path) for path in sorted(folder.glob("*.jsonl"))]
+    files = [_File(path, note) for path in sorted(folder.glob("*.jsonl"))]
     if not files:
         raise ConfigError(f"{folder}: there is no log of who made and received what; run with record.lineage = true")
+    for absent in _absent({file.path.stem for file in files}, nodes):
+        note(f"{absent} is missing")
     join = _Join()
     steps: list[Step] = []
     while waiting := [file for file in files if file.rows]:
@@ -161,9 +185,9 @@ def read(folder: Path) -> list[Step]:
 class _File:
     """A process's rows that have not been joined yet, and what its values are called across all files."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note: Callable[[str], None]) -> None:
         self.path = path
-        self.rows = deque(_rows(path))
+        self.rows = deque(_rows(path, note))
         self.numbers: dict[int, int] = {}
         self.came: dict[int, str] = {}
         """Digests of values whose origin is not known yet."""
@@ -206,7 +230,9 @@ class _Join:
             if value in file.numbers:
                 continue
             if value not in file.came:
-                file.numbers[value] = PUBLIC  # no op has made it and nobody has sent it: it was there
+                if value >= 0:
+                    raise ConfigError(f"{file.path}: value {value} was made by no row before its use; rows are missing")
+                file.numbers[value] = PUBLIC  # no op makes such a one, and nobody has sent it: it was there
                 continue
             number = self._left.get((sender, file.came[value]))
             if number is None:
@@ -225,16 +251,52 @@ def _stuck(file: _File) -> str:
     )
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    decoder: msgspec.json.Decoder[_Row] = msgspec.json.Decoder(Made | Received | _Left | _Came)
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return  # the process was killed while it wrote this
-            try:
-                yield decoder.decode(line)
-            except msgspec.DecodeError as error:
-                raise ConfigError(f"{path}, line {number}: no record of who made and got what: {error}") from None
+def _rows(path: Path, note: Callable[[str], None]) -> list[_Row]:
+    """The rows of a file, without its end; without an end, a real node's process may have been killed."""
+    decoder: msgspec.json.Decoder[_Row | _End] = msgspec.json.Decoder(Made | Received | _Left | _Came | _End)
+    rows: list[_Row] = []
+    end: _End | None = None
+    for number, line in enumerate(_lines(path), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}, line {number}: no record of who made and got what: {error}") from None
+        if end is not None:
+            raise ConfigError(f"{path}, line {number}: there is more than its end, which must be its last line")
+        if isinstance(row, _End):
+            end = row
+        else:
+            rows.append(row)
+    if end is None:
+        if path.name == _ALL:
+            raise ConfigError(f"{path}: breaks off after {len(rows)} rows; only a whole simulation is accounted for")
+        note(f"{path.name} breaks off after {len(rows)} rows: its process was killed, or rows are missing")
+    elif end.rows != len(rows):
+        raise ConfigError(f"{path}: has {len(rows)} rows of {end.rows}; the others are missing")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as lines:
+            yield from lines
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _absent(found: Collection[str], nodes: int) -> Iterator[str]:
+    """The files of real processes that there must have been, besides those that were found."""
+    if found == {Path(_ALL).stem}:
+        return
+    last = dict.fromkeys(range(nodes), 0)
+    for stem in found:
+        whose, _, life = stem.partition("-")
+        if whose.isdecimal() and life.isdecimal():
+            last[int(whose)] = max(int(life), last.get(int(whose), 0))
+    for node, latest in sorted(last.items()):
+        yield from (f"{node}-{life}.jsonl" for life in range(latest + 1) if f"{node}-{life}" not in found)
 
 
 def _digest(value: Ref, content: memoryview) -> str:

@@ -12,7 +12,6 @@ from typing import Protocol as Interface
 
 import numpy as np
 
-from node.errors import ProtocolError
 from node.op import Op, Ref, Spec, Static, Value, op
 
 if TYPE_CHECKING:
@@ -60,20 +59,21 @@ class Sparse:
         Bits that do not count as many elements as there are values stand for a model that keeps none.
         """
         ctx, every = self._ctx, [1.0] * len(packed)
-        masks = [ctx.apply(_unpacked_mask, mask, bits, count=self._kept) for _, bits in packed]
+        masks = [ctx.apply(unpacked_mask, mask, bits, count=self._kept) for _, bits in packed]
         models = [ctx.apply(_unpacked, own, values) for own, (values, _) in zip(masks, packed, strict=True)]
         return ctx.apply(_kept_mean, ctx.mix(models, every), ctx.mix(masks, every), mask)
 
     def regrow(self, model: Ref, mask: Ref, share: float) -> Ref:
         """The next mask: a share of what each layer keeps is exchanged (:attr:`SparseOps.regrow`).
 
-        Raises ProtocolError where training is private: the gradient that it reads is not.
+        The gradient that it reads is not private, whatever training is: an experiment that asks for both is refused.
         """
-        if not share:
-            return mask
-        if self._ctx.has_budget:
-            raise ProtocolError("masks regrow by a gradient that no privacy budget covers; keep them as they are drawn")
-        return self._ctx.apply(self._ops.regrow, model, mask, share=share)
+        return self._ctx.apply(self._ops.regrow, model, mask, share=share) if share else mask
+
+
+def bits_of(model: Spec) -> Spec:
+    """A model's mask as bits."""
+    return Spec((-(-model.shape[0] // _BYTE),), "uint8")
 
 
 def _packed_spec(inputs: Sequence[Spec], static: Static) -> Spec:
@@ -81,7 +81,7 @@ def _packed_spec(inputs: Sequence[Spec], static: Static) -> Spec:
 
 
 def _bits_spec(inputs: Sequence[Spec], static: Static) -> Spec:
-    return Spec((-(-inputs[0].shape[0] // _BYTE),), "uint8")
+    return bits_of(inputs[0])
 
 
 @op(spec=_packed_spec)
@@ -100,7 +100,8 @@ def _bits(mask: Value) -> Value:
 
 
 @op
-def _unpacked_mask(like: Value, bits: Value, *, count: int) -> Value:
+def unpacked_mask(like: Value, bits: Value, *, count: int) -> Value:
+    """The mask of a model like another from its bits; 0 everywhere, where they do not count as many elements."""
     mask = like * 0.0
     for place in range(_BYTE):
         part = mask[place::_BYTE]

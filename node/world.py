@@ -25,6 +25,7 @@ from node.op import Op, Ref, Spec, Static, Value
 from node.private import Mechanisms
 from node.sparse import SparseOps
 from node.topology import Topology
+from node.unify import UnifyOps
 
 if TYPE_CHECKING:
     from node.context import Context
@@ -70,6 +71,11 @@ class Workload(Interface):
     @property
     def sparse(self) -> SparseOps:
         """Masks of the model."""
+        ...
+
+    @property
+    def unify(self) -> UnifyOps | None:
+        """What makes one model of several, where there are classes to tell apart."""
         ...
 
     def shard_size(self, node: int) -> int:
@@ -154,6 +160,10 @@ class Lineage(Interface):
         """A value's bytes have come into a real node's process, which has made this Ref of them."""
         ...
 
+    def close(self) -> None:
+        """Nothing more will happen."""
+        ...
+
 
 class World(Interface):
     """What a context stands on."""
@@ -185,8 +195,12 @@ class World(Interface):
         """Another topology over the same nodes; built once."""
         ...
 
-    def train(self, ctx: Context, task: Ref, model: Ref, steps: int) -> Awaitable[Ref]:
-        """Let the time of ``steps`` training steps, recorded as ``task``, pass; gives ``model``, made from it."""
+    def train(self, ctx: Context, task: Ref, model: Ref, steps: int, samples: float | None = None) -> Awaitable[Ref]:
+        """Let the time of ``steps`` training steps, recorded as ``task``, pass; gives ``model``, made from it.
+
+        ``samples``: how many of the experiment's samples its model could be trained on meanwhile; None: as many as such
+        steps of the node's own training take.
+        """
         ...
 
     def evaluating(self, ctx: Context, on: str) -> None:
@@ -243,6 +257,11 @@ class LocalData:
     def samples(self) -> int:
         """Samples this node trains on."""
         return self._world.workload.shard_size(self._node)
+
+    @property
+    def held_samples(self) -> int:
+        """Samples that this node holds out, to judge models by: ``evaluate(model, on="local")``."""
+        return self._world.workload.held_samples(self._node, "local")
 
     @property
     def label_histogram(self) -> np.ndarray:

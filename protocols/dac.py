@@ -7,7 +7,7 @@ Client Collaboration, International Workshop on Trustworthy Federated Learning (
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pydantic import Field
 
@@ -31,6 +31,7 @@ class DAC(pulling.Pulling):
     """Each node draws its peers by its similarity to them, which it measures, or takes from a similar peer."""
 
     side_channels = (*pulling.Pulling.side_channels, "similarity row")
+    judges_on_data = True
 
     class Config(pulling.Pulling.Config):
         """Options of ``[protocol]``."""
@@ -59,7 +60,8 @@ class DAC(pulling.Pulling):
         met: set[int] = set()
         if saved := ctx.restore():
             model, first = saved["model"], saved["round"]
-            similarity = known(map(float, saved["similarity"].split()))
+            own = tuple(map(float, saved["similarity"].split()))
+            similarity = known(own, range(len(own)))
             met = set(map(int, saved["met"].split()))
         for round in range(first, self.config.rounds):
             model = await ctx.train(model)
@@ -69,10 +71,10 @@ class DAC(pulling.Pulling):
             loss = await pulling.losses(ctx, heard)
             similarity |= {peer: 1 / max(loss[peer], _LEAST_LOSS) for peer in loss}
             met.update(loss)
-            similarity |= two_hop(similarity, met, {peer: known(heard[peer].similarity) for peer in loss}, ctx.me)
+            rows = {peer: known(heard[peer].similarity, ctx.peers()) for peer in loss}
+            similarity |= two_hop(similarity, met, rows, ctx.me)
             model = pulling.average(ctx, model, [heard[peer] for peer in loss])
-            metrics = ctx.evaluate(model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics, own_accuracy=ctx.evaluate(model, on="own"))
+            ctx.record(round=round, **ctx.judge(model, is_personal=True))
             written = {"similarity": " ".join(map(repr, row(similarity))), "met": " ".join(map(str, sorted(met)))}
             await ctx.checkpoint(round=round + 1, model=model, **written)
         return model
@@ -116,6 +118,6 @@ def row(similarity: Mapping[int, float]) -> tuple[float, ...]:
     return tuple([similarity.get(node, 0.0) for node in range(max(similarity, default=-1) + 1)])
 
 
-def known(row: Iterable[float]) -> dict[int, float]:
-    """What a row knows, by node."""
-    return {node: s for node, s in enumerate(row) if 0 < s < math.inf}
+def known(row: Sequence[float], nodes: Iterable[int]) -> dict[int, float]:
+    """What a row knows of some nodes; what no loss could give is left out, however long the row is."""
+    return {node: row[node] for node in nodes if node < len(row) and 0 < row[node] <= 1 / _LEAST_LOSS}

@@ -24,6 +24,11 @@ class DePRL(fedper.FedPer):
 
     config: Config
 
+    @classmethod
+    def first_steps(cls, config: Config) -> int:
+        """Those on the head."""
+        return config.head_steps
+
     async def learn(self, ctx: Context, model: Ref) -> Ref:
         """Two trainings, which the experiment's learning-rate schedule counts one by one."""
         model = await ctx.train(model, steps=self.config.head_steps or None, part="head")

@@ -51,8 +51,7 @@ class DisPFL(Protocol):
             own = sparse.pack(model, mask)
             mixed = sparse.mean([own, *await self.exchange(ctx, round, own)], mask)
             model = await ctx.train(mixed, mask=mask)
-            metrics = ctx.evaluate(model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics, own_accuracy=ctx.evaluate(model, on="own"))
+            ctx.record(round=round, **ctx.judge(model, is_personal=True))
             mask = sparse.regrow(model, mask, prune_share(self.config.prune, round, self.config.rounds))
             await ctx.checkpoint(round=round + 1, model=model, mask=mask)
         return model

@@ -17,7 +17,10 @@ class Model(Message, name="ditto/model/1", key=("round",)):
 
 
 class Ditto(Protocol):
-    """D-PSGD beside a personal model, which is never sent."""
+    """D-PSGD beside a personal model, which is never sent.
+
+    A node trains twice in a round, both times at the rate that the experiment's schedule gives the round.
+    """
 
     aggregates = True
 
@@ -40,10 +43,10 @@ class Ditto(Protocol):
         if saved := ctx.restore():
             w, v, first = saved["w"], saved["v"], saved["round"]
         for round in range(first, self.config.rounds):
+            lr = ctx.lr
             w = await self.mixed(ctx, Model(round=round, model=await ctx.train(w)))
-            v = await ctx.train(v, proximal=self.config.pull, toward=w)
-            metrics = ctx.evaluate(v)
-            ctx.record(round=round, accuracy=metrics, loss=metrics, own_accuracy=ctx.evaluate(v, on="own"))
+            v = await ctx.train(v, proximal=self.config.pull, toward=w, lr=lr)
+            ctx.record(round=round, **ctx.judge(v, is_personal=True))
             await ctx.checkpoint(round=round + 1, w=w, v=v)
         return v
 

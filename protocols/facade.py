@@ -27,6 +27,7 @@ class FACADE(Protocol):
     """Every round: choose a head, train it with the core, and average core and heads with the neighbours'."""
 
     side_channels = ("head id",)
+    judges_on_data = True
 
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
@@ -77,8 +78,7 @@ class FACADE(Protocol):
             )
             core, heads = averaged(ctx, core, heads, heard.values())
             model = ctx.join(core, heads[a])
-            metrics, own = ctx.evaluate(model), ctx.evaluate(model, on="own")
-            ctx.record(round=round, accuracy=metrics, loss=metrics, own_accuracy=own, head=a)
+            ctx.record(round=round, **ctx.judge(model, is_personal=True), head=a)
             await ctx.checkpoint(round=round + 1, core=core, **{f"head_{b}": head for b, head in enumerate(heads)})
         return ctx.join(core, heads[await self.best(ctx, core, heads)])
 

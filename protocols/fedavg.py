@@ -47,6 +47,7 @@ class FedAvg(Protocol):
 
     uses_topology = False
     aggregates = True
+    side_channels = ("number of samples",)
 
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""

@@ -45,8 +45,7 @@ class FedPer(Protocol):
         for round in range(first, self.config.rounds):
             core, head = ctx.split(await self.learn(ctx, model))
             model = ctx.join(await self.mixed(ctx, Core(round=round, core=core)), head)
-            metrics = ctx.evaluate(model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics, own_accuracy=ctx.evaluate(model, on="own"))
+            ctx.record(round=round, **ctx.judge(model, is_personal=True))
             await ctx.checkpoint(round=round + 1, model=model)
         return model
 

@@ -30,5 +30,5 @@ class FineTuned(dpsgd.DPSGD):
         if not self.config.finetune_steps:
             return model
         model = await ctx.train(model, steps=self.config.finetune_steps, lr=ctx.lr * self.config.lr_factor)
-        ctx.record(round=self.config.rounds, **ctx.judge(model))
+        ctx.record(round=self.config.rounds, **ctx.judge(model, is_personal=True))
         return model

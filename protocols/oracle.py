@@ -43,7 +43,6 @@ class Oracle(pulling.Pulling):
             mine = Model(round=round, model=model, samples=ctx.data.samples)
             heard = await self.exchange(ctx, round, pulling.draw(ctx, fellows, self.config.sample), mine)
             model = pulling.average(ctx, model, heard.values())
-            metrics = ctx.evaluate(model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics, own_accuracy=ctx.evaluate(model, on="own"))
+            ctx.record(round=round, **ctx.judge(model, is_personal=True))
             await ctx.checkpoint(round=round + 1, model=model)
         return model

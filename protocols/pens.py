@@ -26,6 +26,8 @@ class Candidate(Message, name="pens/model/1", key=("round",)):
 class PENS(pulling.Pulling):
     """First random peers, of whom the best are averaged with and counted; then those who were chosen often."""
 
+    judges_on_data = True
+
     class Config(pulling.Pulling.Config):
         """Options of ``[protocol]``."""
 
@@ -69,8 +71,7 @@ class PENS(pulling.Pulling):
                 peers = pulling.draw(ctx, neighbours, self.config.candidates)
                 heard = await self.exchange(ctx, round, peers, mine)
             model = pulling.average(ctx, model, heard.values())
-            metrics = ctx.evaluate(model)
-            ctx.record(round=round, accuracy=metrics, loss=metrics, own_accuracy=ctx.evaluate(model, on="own"))
+            ctx.record(round=round, **ctx.judge(model, is_personal=True))
             written = {"best": _written(best), "times": _written(times.elements())}
             await ctx.checkpoint(round=round + 1, model=model, **written)
         return model

@@ -52,6 +52,11 @@ class PFedMe(Protocol):
                     f"allowed: less than {2 / config.pull:g}"
                 )
 
+    @classmethod
+    def first_steps(cls, config: Config) -> int:
+        """Those on one batch."""
+        return config.inner_steps
+
     async def run(self, ctx: Context) -> Ref:
         """Take part in every round; the final model is the last ``theta``."""
         w = theta = ctx.initial_model()
@@ -61,8 +66,7 @@ class PFedMe(Protocol):
         for round in range(first, self.config.rounds):
             w, theta = await self.learn(ctx, w)
             w = await self.mixed(ctx, Model(round=round, model=w))
-            metrics = ctx.evaluate(theta)
-            ctx.record(round=round, accuracy=metrics, loss=metrics, own_accuracy=ctx.evaluate(theta, on="own"))
+            ctx.record(round=round, **ctx.judge(theta, is_personal=True))
             await ctx.checkpoint(round=round + 1, w=w, theta=theta)
         return theta
 

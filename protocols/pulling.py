@@ -16,6 +16,9 @@ from pydantic import Field
 
 from node import Context, Message, Protocol, Ref, on
 
+MOST_TIMES_MEDIAN = 10
+"""A number of samples counts for no more than this many times the median of all that are averaged."""
+
 M = TypeVar("M", bound=Message)
 
 
@@ -29,7 +32,7 @@ class Pulling(Protocol):
     """Asks and answers; a subclass trains, chooses and mixes. Its messages have the key ``round``."""
 
     uses_topology = False
-    side_channels: ClassVar[tuple[str, ...]] = ("who is contacted",)
+    side_channels: ClassVar[tuple[str, ...]] = ("who is contacted", "number of samples")
 
     class Config(Protocol.Config):
         """Options of ``[protocol]`` that all of these have."""
@@ -88,7 +91,13 @@ async def losses(ctx: Context, heard: Mapping[int, Any]) -> dict[int, float]:
 
 
 def average(ctx: Context, model: Ref, heard: Iterable[Any]) -> Ref:
-    """The mean of this node's model and those that were heard, weighted by the samples that each was trained on."""
+    """The mean of this node's model and those that were heard, weighted by the samples that each was trained on.
+
+    What others claim of these is believed within reason: it must be above 0, and counts for no more than
+    :data:`MOST_TIMES_MEDIAN` times the (lower) median of all, this node's own number included.
+    """
     others = [message for message in heard if message.samples > 0]
-    samples = [ctx.data.samples, *(message.samples for message in others)]
+    claimed = [ctx.data.samples, *(message.samples for message in others)]
+    most = MOST_TIMES_MEDIAN * sorted(claimed)[(len(claimed) - 1) // 2]
+    samples = [ctx.data.samples, *(min(count, most) for count in claimed[1:])]
     return ctx.mix([model, *(message.model for message in others)], [count / sum(samples) for count in samples])

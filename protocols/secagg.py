@@ -8,11 +8,8 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from node import ConfigError, Context, Message, Protocol, Ref, ShownKey
+from node import LEAST_SENDERS, ConfigError, Context, Message, Protocol, Ref, ShownKey
 from protocols import greeting
-
-LEAST_SENDERS = 3
-"""With two, each is exposed as soon as the receiver colludes with the other."""
 
 
 class Senders(Message, name="secagg/senders/1", key=("round",)):
@@ -34,7 +31,11 @@ class Masked(Message, name="secagg/masked/1", key=("round",), any_shape=True):
 
 
 class SecAgg(Protocol):
-    """Synchronous gossip of sums. A parameter's sum must stay below 2**11, or the run fails."""
+    """Synchronous gossip of sums.
+
+    A node whose own model grows out of the range of fixed-point numbers ends the run. A sum that no honest senders can
+    have made is dropped, as one that is not complete.
+    """
 
     hides_models = True
     side_channels = ("participant set",)
@@ -66,7 +67,7 @@ class SecAgg(Protocol):
             if len(senders) < LEAST_SENDERS:
                 senders = {}
             await self.contribute(ctx, round, model, senders)
-            total = await self.total(ctx, round, senders)
+            total = await self.total(ctx, round, model, senders)
             if total is not None:
                 model = ctx.mix([model, total], [ctx.weights(senders, round)[0], 1.0])
             ctx.record(round=round, **ctx.judge(model), senders=0 if total is None else len(senders))
@@ -86,7 +87,8 @@ class SecAgg(Protocol):
                 part, total = masked
                 await ctx.send(receiver, Masked(round=round, total=total, part=part))
 
-    async def total(self, ctx: Context, round: int, senders: Mapping[int, ShownKey]) -> Ref | None:
-        """The sum of the senders' weighted models; None where it is not complete: then the round is dropped."""
+    async def total(self, ctx: Context, round: int, own: Ref, senders: Mapping[int, ShownKey]) -> Ref | None:
+        """The sum of the senders' weighted models; None where it is incomplete or a lie: then the round is dropped."""
         heard = await ctx.collect(Masked, frm=tuple(senders), timeout_s=self.config.deadline_s or None, round=round)
-        return ctx.privacy.unmasked({peer: (m.part, m.total) for peer, m in heard.items()}, senders, round)
+        parts = {peer: (message.part, message.total) for peer, message in heard.items()}
+        return await ctx.privacy.unmasked(own, parts, senders, round)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from node.attack.truth import Truth
 from node.config import ExperimentConfig, Section
@@ -50,6 +50,8 @@ class Attack:
         """Options of the kind: keys of its ``[[attackers]]`` table."""
 
     config: Any
+    is_lie: ClassVar[bool] = False
+    """Whether it changes what its nodes send or hold: of such attacks a node takes part in one."""
 
     def __init__(self, config: Any, nodes: tuple[int, ...], scene: Scene) -> None:
         """Raises ConfigError for options that do not fit the experiment.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from node import codec
 from node.attack.byzantine import ATTACKS, told, told_at_random
 from node.errors import ConfigError
 from node.message import Message
@@ -39,7 +38,10 @@ class Witness(Observer):
 
 
 class Byzantine(Mod):
-    """Replaces every model in an attacker's outgoing messages by a lie; leaves honest nodes alone."""
+    """Replaces every model in an attacker's outgoing messages, whole or in parts, by a lie; leaves honest nodes alone.
+
+    Whole numbers (masks, fixed-point sums) stay as they are: what is lied about are weights.
+    """
 
     class Config(Mod.Config):
         """Options of the mod; every other key is an option of the attack."""
@@ -70,30 +72,35 @@ class Byzantine(Mod):
         self._attack.check(config.attack, self._options)
         self._board = board
         # By node: a mod that is copied for each of several nodes shares these.
-        self._heard: dict[int, dict[int, Ref]] = {}
+        self._heard: dict[tuple[int, str], dict[int, Ref]] = {}
         self._nodes: dict[int, int] = {}
-        self._told: dict[int, tuple[Ref, Ref]] = {}
+        self._told: dict[int, list[tuple[Ref, Ref]]] = {}
 
     def incoming(self, ctx: Context, sender: int, message: Message) -> Message:
         """Remember the sender's latest model, unless it is a lie itself."""
         if ctx.me in self.config.byzantine and sender not in self.config.byzantine:
-            for _, model in _models(message):
-                self._heard.setdefault(ctx.me, {})[sender] = model
+            for place, model in codec.placed(message):
+                self._heard.setdefault((ctx.me, place), {})[sender] = model
         return message
 
     def outgoing(self, ctx: Context, to: int, message: Message) -> Message:
         """The message with a lie in place of each model."""
         if ctx.me not in self.config.byzantine:
             return message
-        lies: dict[str, Any] = {field: self._lie(ctx, to, model) for field, model in _models(message)}
-        return dataclasses.replace(message, **lies) if lies else message  # type: ignore[type-var]
+        lies = [(model, self._lie(ctx, to, place, model)) for place, model in codec.placed(message)]
+        if not lies:
+            return message
+        self._told[ctx.me] = lies
+        return codec.with_refs(message, [lie for _, lie in lies])
 
-    def _lie(self, ctx: Context, to: int, model: Ref) -> Ref:
+    def _lie(self, ctx: Context, to: int, place: str, model: Ref) -> Ref:
+        if model.spec.names or not model.spec.dtype.startswith("float"):
+            return model
         is_shared = not (self._attack.is_per_receiver or self.config.per_receiver)
-        before = self._told.get(ctx.me)
-        if is_shared and before is not None and before[0] is model:
-            return before[1]
-        knowledge = self._knowledge(ctx, model) if self._attack.needs_honest else {}
+        before = [lie for told, lie in self._told.get(ctx.me, ()) if told is model]
+        if is_shared and before:
+            return before[0]
+        knowledge = self._knowledge(ctx, place, model) if self._attack.needs_honest else {}
         nodes = self._nodes.setdefault(ctx.me, len(ctx.peers(None)) + 1)
         numbers = {"nodes": nodes, "byzantine": len(self.config.byzantine)}
         if not is_shared:
@@ -101,14 +108,12 @@ class Byzantine(Mod):
         if to in knowledge and not is_shared:
             numbers["target"] = list(knowledge).index(to)
         static = {**self._options, **numbers, "attack": self.config.attack}
-        lie = ctx.apply(told_at_random if self._attack.is_random else told, model, *knowledge.values(), **static)
-        self._told[ctx.me] = (model, lie)
-        return lie
+        return ctx.apply(told_at_random if self._attack.is_random else told, model, *knowledge.values(), **static)
 
-    def _knowledge(self, ctx: Context, model: Ref) -> dict[int, Ref]:
-        """Models of honest nodes by number; none where it has heard nobody, and makes do with its own."""
+    def _knowledge(self, ctx: Context, place: str, model: Ref) -> dict[int, Ref]:
+        """What honest nodes have in the model's place, by number; nothing known: the liar makes do with its own."""
         liars = self.config.byzantine
-        known = self._board.trained if self._board and self.config.omniscient else self._heard.get(ctx.me, {})
+        known = self._board.trained if self._board and self.config.omniscient else self._heard.get((ctx.me, place), {})
         return {node: known[node] for node in sorted(known) if node not in liars and known[node].spec == model.spec}
 
 
@@ -139,10 +144,3 @@ class Boost(Mod):
 def boosted(before: Tensor, after: Tensor, *, weight: float) -> Tensor:
     """``before`` and the step from there to ``after``, which is to survive a mixing weight."""
     return before + (after - before) / weight
-
-
-def _models(message: Message) -> Iterator[tuple[str, Ref]]:
-    for field in dataclasses.fields(message):  # type: ignore[arg-type]
-        value = getattr(message, field.name)
-        if isinstance(value, Ref) and not value.spec.names:
-            yield field.name, value

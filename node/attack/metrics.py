@@ -123,6 +123,28 @@ def bootstrap(
     return float(low), float(high)
 
 
+class Interval(NamedTuple):
+    """A figure, and where 95% of its resamples lie."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def mean_interval(values: np.ndarray, clusters: np.ndarray, rng: np.random.Generator) -> Interval | None:
+    """The mean [values], and a percentile interval; None with fewer than two clusters.
+
+    Clusters int64 [values] are resampled as wholes: messages of one victim are about the same data.
+    """
+    _, which = np.unique(clusters, return_inverse=True)
+    totals, counts = np.bincount(which, weights=values), np.bincount(which)
+    if len(counts) < 2:
+        return None
+    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=1000)
+    low, high = np.quantile(drawn @ totals / (drawn @ counts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
 def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
     """Exact interval of a rate (Clopper and Pearson, Biometrika 1934), each side missed with chance (1 - level)/2."""
     if not 0 <= successes <= trials or trials < 1:

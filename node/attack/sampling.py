@@ -6,7 +6,6 @@ nor on how long anything took, so that a simulation and separate processes attac
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from node import codec
 from node.attack.attacker import Attack, Scene
 from node.attack.linkability import completed
 from node.learn.parts import join, part
@@ -23,6 +23,7 @@ from node.message import Message
 from node.mods import Observer
 from node.op import Ref, op
 from node.privacy.chunks import chunk_size, partition
+from node.sparse import bits_of, unpacked_mask
 
 if TYPE_CHECKING:
     from node.context import Context
@@ -41,6 +42,8 @@ class Seen(NamedTuple):
     """The model in it; what it leaves out is the attacker's own."""
     observed: int
     """How many of the model's elements, from the first on, have come with the message; 0 where they are scattered."""
+    chunk: int | None = None
+    """Of which chunk of Shatter's public partition of the round they are; None: of none."""
 
 
 class Own(NamedTuple):
@@ -75,6 +78,9 @@ class Curious(Attack):
         """Record ops that attack the messages of one round; gives the metrics of each."""
         raise NotImplementedError
 
+    def conclude(self, ctx: Context) -> None:
+        """Called at the end of an attacker's run, after the last of its messages has been attacked."""
+
 
 class Sampler(Observer):
     """Keeps a sample of each attacked round's messages, and has it attacked once the round is over."""
@@ -102,8 +108,8 @@ class Sampler(Observer):
         if round > self._round:
             self._close(ctx, self._round)
             self._round = round
-        if not self._trainings and (models := models_of(ctx, message, self._attack.scene, None)):
-            self._own = Own(models[0][0], models[0][0])
+        if not self._trainings and (seen := seen_in(ctx, self._me, message, self._attack.scene, None)):
+            self._own = Own(seen[0].model, seen[0].model)
 
     def received(self, ctx: Context, sender: int, message: Message) -> None:
         """Take a message in, and let one of lower priority go where there are too many."""
@@ -115,7 +121,7 @@ class Sampler(Observer):
             or not self._attack.scene.truth.has_data(sender)
         ):
             return
-        if not any(isinstance(value, Ref) and not value.spec.names for _, value in _fields(message)):
+        if not _models(message):
             return
         number = self._heard[round, sender] = self._heard.get((round, sender), -1) + 1
         seed = [self._attack.scene.config.seed, self._me, round, sender, number, *b"sample"]
@@ -127,6 +133,7 @@ class Sampler(Observer):
     def ended(self, ctx: Context) -> None:
         """No more messages are expected."""
         self._close(ctx, max(self._waiting, default=-1))
+        self._attack.conclude(ctx)
 
     def _round_of(self, message: Message) -> int:
         """The message's own round; where it has none, the attacker's count of its own trainings."""
@@ -137,9 +144,9 @@ class Sampler(Observer):
         for round in sorted(round for round in self._waiting if round <= last):
             chosen = sorted(self._waiting.pop(round), key=lambda entry: entry[1:3])
             seen = [
-                Seen(sender, model, observed)
+                each
                 for _, sender, _, message in chosen
-                for model, observed in models_of(ctx, message, self._attack.scene, self._own)
+                for each in seen_in(ctx, sender, message, self._attack.scene, self._own)
             ]
             if seen and self._own is not None:
                 leaks = self._attack.attack(ctx, round, seen, self._own)
@@ -148,28 +155,36 @@ class Sampler(Observer):
         self._over = max(self._over, last)
 
 
-def models_of(ctx: Context, message: Message, scene: Scene, own: Own | None) -> list[tuple[Ref, int]]:
-    """The models in a message, and how many elements of each were in it.
+def seen_in(ctx: Context, sender: int, message: Message, scene: Scene, own: Own | None) -> list[Seen]:
+    """The models in a message.
 
-    They are whole, or a core, completed with the head in the same message or else the attacker's own, or a chunk of
-    Shatter, completed with what the attacker had mixed itself.
+    They are whole; or a core, with every head in the same message, or else the attacker's own; or, completed with what
+    the attacker had mixed itself, a chunk of Shatter, or what a mask of DisPFL keeps.
     """
-    refs = [value for _, value in _fields(message) if isinstance(value, Ref) and not value.spec.names]
-    whole = [ref for ref in refs if ref.spec == scene.model.spec]
-    cores = [ref for ref in refs if ref.spec.shape == (scene.cut,)]
-    if refs and not whole and own is not None and hasattr(message, "chunk") and hasattr(scene.options, "beacon"):
-        return _of_chunk(ctx, message, refs[0], scene, own)
-    if whole or not cores:
-        return [(ref, scene.model.dimension) for ref in whole]
-    size = scene.model.dimension
-    heads = [ref for ref in refs if ref.spec.shape == (size - scene.cut,) and ref is not cores[0]]
+    models, size = _models(message), scene.model.dimension
+    whole = [ref for ref in models if ref.spec == scene.model.spec]
+    if whole:
+        return [Seen(sender, ref, size) for ref in whole]
+    if models and own is not None and hasattr(message, "chunk") and hasattr(scene.options, "beacon"):
+        return _of_chunk(ctx, sender, message, models[0], scene, own)
+    if own is not None and hasattr(message, "bits") and hasattr(message, "values"):
+        return _of_mask(ctx, sender, message, scene, own)
+    core = next((ref for ref in models if ref.spec.shape == (scene.cut,)), None)
+    if core is None:
+        return []
+    heads = [ref for ref in models if ref.spec.shape == (size - scene.cut,) and ref is not core]
     observed = size if heads else scene.cut
     if not heads and own is not None:
         heads = [ctx.apply(part, own.trained, start=scene.cut, stop=size)]
-    return [(ctx.apply(join, cores[0], heads[0]), observed)] if heads else []
+    return [Seen(sender, ctx.apply(join, core, head), observed) for head in heads]
 
 
-def _of_chunk(ctx: Context, message: Any, values: Ref, scene: Scene, own: Own) -> list[tuple[Ref, int]]:
+def _models(message: Message) -> list[Ref]:
+    """What of a message may be weights: everything but metrics, masks and other whole numbers."""
+    return [ref for ref in codec.refs(message) if not ref.spec.names and ref.spec.dtype.startswith("float")]
+
+
+def _of_chunk(ctx: Context, sender: int, message: Any, values: Ref, scene: Scene, own: Own) -> list[Seen]:
     """The model of a chunk; none where it is not what the round's public partition says."""
     sizes = tuple(part.stop - part.start for _, part, _ in scene.model.parts)
     chunks, beacon, round = scene.options.chunks, scene.options.beacon, message.round
@@ -178,7 +193,16 @@ def _of_chunk(ctx: Context, message: Any, values: Ref, scene: Scene, own: Own) -
     if values.spec.shape != (chunk_size(scene.model.dimension, chunks, message.chunk, beacon, round),):
         return []
     static = {"sizes": sizes, "chunks": chunks, "chunk": message.chunk, "beacon": beacon, "round": round}
-    return [(ctx.apply(with_chunk, own.start, values, **static), 0)]
+    return [Seen(sender, ctx.apply(with_chunk, own.start, values, **static), 0, message.chunk)]
+
+
+def _of_mask(ctx: Context, sender: int, message: Any, scene: Scene, own: Own) -> list[Seen]:
+    """The model of what a mask keeps; none where the mask is of no such model."""
+    bits, values = message.bits, message.values
+    if bits.spec != bits_of(scene.model.spec) or len(values.spec.shape) != 1:
+        return []
+    mask = ctx.apply(unpacked_mask, own.start, bits, count=values.spec.shape[0])
+    return [Seen(sender, ctx.apply(with_kept, own.start, mask, values), 0)]
 
 
 @op
@@ -189,8 +213,11 @@ def with_chunk(
     return completed(values, torch.tensor(partition(sizes, chunks, beacon, round)[chunk]), own)
 
 
-def _fields(message: Message) -> list[tuple[str, Any]]:
-    return [(field.name, getattr(message, field.name)) for field in dataclasses.fields(message)]  # type: ignore[arg-type]
+@op
+def with_kept(own: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+    """A model with what a mask keeps of another in its place; as it was, where the mask keeps nothing."""
+    kept = mask.nonzero().flatten()
+    return completed(values, kept, own) if len(kept) else own.clone()
 
 
 def record(ctx: Context, round: int, victims: Sequence[int], leaks: Sequence[Ref], averaged: Sequence[str]) -> None:

@@ -10,15 +10,17 @@ from node.privacy.budget import VIEWS
 from node.privacy.exposure import Exposure, Pair, Ring
 
 _EXACT = "exact (non-adaptive)"
+_INCOMPLETE = "incomplete (non-adaptive)"
 _HEAD = ("distance", "pairs", "mu mean", "mu max", "epsilon mean", "epsilon max", "published")
 
 
-def as_text(exposure: Exposure) -> str:
-    """A table by distance, the worst pair, and what all of it is about."""
-    return "\n".join(_lines(exposure))
+def as_text(exposure: Exposure, missing: Sequence[str] = ()) -> str:
+    """A table by distance, the worst pair, what all of it is about, and what is ``missing`` from the run's log."""
+    gaps = (f"missing: {gap}; figures are of the rest, and may be too small" for gap in missing)
+    return "\n".join((*_lines(exposure, _label(missing)), *gaps))
 
 
-def as_json(exposure: Exposure) -> str:
+def as_json(exposure: Exposure, missing: Sequence[str] = ()) -> str:
     """The same for scripts; what is infinite is null."""
     return json.dumps(
         {
@@ -26,7 +28,8 @@ def as_json(exposure: Exposure) -> str:
             "adjacency": exposure.adjacency,
             "view": exposure.view,
             "delta": exposure.delta,
-            "label": _EXACT,
+            "label": _label(missing),
+            "missing": list(missing),
             "clipped": exposure.is_clipped,
             "contributions": "one" if exposure.is_averaging else "many",
             "distances": [_told(ring) for ring in exposure.rings()],
@@ -35,9 +38,13 @@ def as_json(exposure: Exposure) -> str:
     )
 
 
-def _lines(exposure: Exposure) -> Iterator[str]:
+def _label(missing: Sequence[str]) -> str:
+    return _INCOMPLETE if missing else _EXACT
+
+
+def _lines(exposure: Exposure, label: str) -> Iterator[str]:
     yield (
-        f"{_EXACT}: unit node, adjacency {exposure.adjacency.replace('_', '-')}, view {exposure.view}"
+        f"{label}: unit node, adjacency {exposure.adjacency.replace('_', '-')}, view {exposure.view}"
         f" ({VIEWS[exposure.view]}), delta {exposure.delta:g}"
     )
     rings, has_published = exposure.rings(), exposure.is_averaging

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from node.cli import plots
 from node.cli.figures import labels
 from node.cli.runs import Floats, Run
+from node.cli.summary import Interval
 from node.errors import ConfigError
 from node.experiment.folder import PICTURES
 
@@ -78,22 +79,37 @@ def _final(runs: Sequence[Run]) -> str:
     rows = [row for run, label in zip(runs, labels(runs), strict=True) for row in _rows(run, label)]
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in ("run", "final models of", *_FINAL.values()))
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in ("run", "of", *_FINAL.values()))
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    note = "Membership inference; non-members are of each node's own distribution. n/a: too few of them."
+    note = (
+        "Membership inference; non-members are of each node's own distribution. n/a: too few of them. In brackets: 95% "
+        "bootstrap intervals, over victims for messages, over samples for final models."
+    )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div><p class="soft">{note}</p>'
 
 
 def _rows(run: Run, label: str) -> Iterator[list[str]]:
-    final = run.summary.attacks.final if run.summary.attacks else None
+    if run.summary.attacks is None:
+        return
+    final, messages = run.summary.attacks.final, run.summary.attacks.pooled
+    if any(metric in messages for metric in _FINAL):
+        yield [label, "all messages, mean", *_with_intervals(messages)]
     if final is None:
         return
-    told = {"all nodes, mean": final.mean, f"the worst, node {final.worst.get('node', 0):g}": final.worst}
+    if final.pooled:
+        yield [label, "final models, all samples", *_with_intervals(final.pooled)]
+    worst = f"final models, the worst, node {final.worst.get('node', 0):g}"
+    told = {"final models, mean of nodes": final.mean, worst: final.worst}
     if len(final.groups) > 1:
-        told |= {f"group {group}, mean": figures for group, figures in final.groups.items()}
+        told |= {f"final models, mean of group {group}": figures for group, figures in final.groups.items()}
     for of, figures in told.items():
         known = [figures.get(metric) for metric in _FINAL]
         yield [label, of, *("n/a" if value is None else f"{value:.3f}" for value in known)]
+
+
+def _with_intervals(pooled: Mapping[str, Interval]) -> list[str]:
+    told = [pooled.get(metric) for metric in _FINAL]
+    return [f"{each.estimate:.3f} [{each.low:.3f}, {each.high:.3f}]" if each else "n/a" for each in told]
 
 
 def _alarms(runs: Sequence[Run]) -> Iterator[str]:

@@ -135,7 +135,9 @@ def attack(
     out: Annotated[Path | None, typer.Option(help="Where to write; default: runs/NAME-TIME.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json on stdout, and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
-    join: Annotated[str, typer.Option(metavar="INVITE", help="Join a running network instead.")] = "",
+    join: Annotated[
+        str, typer.Option(metavar="INVITE", help="Join a running network instead: waits for network invitations.")
+    ] = "",
 ) -> None:
     """Run an experiment with an attacker among its nodes, and say what it has measured."""
     from node.cli import attack as attacking

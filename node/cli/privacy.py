@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
 
 _DIGITS = 6
 _METHODS = {"rdp": "rdp", "pld": "pld", "gaussian": "gdp"}
+_FLAGS = {
+    **{key: key for key in ("sigma", "q", "delta", "epsilon", "adjacency")},
+    "n": "steps",
+    "method": "accountant",
+    "view": "collude",
+}
+"""By the name that errors give to a value, the flag that it came by."""
 
 app = typer.Typer(
     help="What noise costs and buys, and what a run gave away.", no_args_is_help=True, rich_markup_mode=None
@@ -38,7 +47,8 @@ def epsilon(
     adjacency: Adjacency = "add_remove",
 ) -> None:
     """Print the epsilon of so many steps with this noise."""
-    typer.echo(_rounded_up(_epsilon(sigma, q, steps, delta, accountant, adjacency)))
+    with _flags_named(accountant):
+        typer.echo(_rounded_up(_epsilon(sigma, q, steps, delta, accountant, adjacency)))
 
 
 @app.command()
@@ -51,30 +61,63 @@ def sigma(
     adjacency: Adjacency = "add_remove",
 ) -> None:
     """Print the least noise multiplier that keeps so many steps within this epsilon."""
-    from node.privacy import gaussian
+    from node.privacy import gaussian, rdp
 
-    needed = gaussian.calibrate(lambda noise: _epsilon(noise, q, steps, delta, accountant, adjacency), epsilon)
-    typer.echo(_rounded_up(needed))
+    with _flags_named(accountant):
+        gaussian.check_delta(delta)
+        if accountant == "rdp" and steps and q and epsilon < (least := rdp.least_epsilon(delta)):
+            raise ConfigError(
+                f"epsilon: {epsilon:g} is less than rdp can show at that delta, by the orders that it looks at:"
+                f" {least:.4g}; allowed: more, --accountant gaussian (with q = 1) or pld"
+            )
+        needed = gaussian.calibrate(lambda noise: _epsilon(noise, q, steps, delta, accountant, adjacency), epsilon)
+        typer.echo(_rounded_up(needed))
 
 
 @app.command()
 def network(
     run: Annotated[Path, typer.Argument(help="The folder of a run with record.lineage.")],
-    collude: Annotated[str, typer.Option(metavar="A,B,...", help="Nodes that put together all they know.")] = "",
+    collude: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Nodes that put together all they know.")
+    ] = None,
     delta: Delta = 1e-5,
     victim: Annotated[int | None, typer.Option(help="What is learned of this node alone.")] = None,
     adjacency: Adjacency = "replace_one",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what the nodes of a run have learned of each other, exactly, by distance."""
-    exposure = _exposure(run, _numbers(collude), delta, victim, adjacency)
+    missing: list[str] = []
+    with _flags_named():
+        exposure = _exposure(run, _numbers(collude), delta, victim, adjacency, missing.append)
     from node.cli.exposure import as_json as json_of
     from node.cli.exposure import as_text
 
-    typer.echo(json_of(exposure) if as_json else as_text(exposure))
+    typer.echo(json_of(exposure, missing) if as_json else as_text(exposure, missing))
 
 
-def _exposure(run: Path, attackers: tuple[int, ...], delta: float, victim: int | None, adjacency: str) -> Exposure:
+@contextmanager
+def _flags_named(accountant: str = "") -> Iterator[None]:
+    """Let errors name what the user has typed."""
+    try:
+        yield
+    except ConfigError as error:
+        key, _, says = str(error).partition(": ")
+        if key not in _FLAGS:
+            raise
+        if key == "method":
+            says = says.partition(" ")[2]  # after the accountant's own name
+            raise ConfigError(f"--accountant {accountant}: {says}") from error
+        raise ConfigError(f"--{_FLAGS[key]}: {says}") from error
+
+
+def _exposure(
+    run: Path,
+    attackers: tuple[int, ...],
+    delta: float,
+    victim: int | None,
+    adjacency: str,
+    note: Callable[[str], None],
+) -> Exposure:
     from node import provenance
     from node.experiment.folder import LINEAGE
     from node.privacy import exposure
@@ -82,28 +125,29 @@ def _exposure(run: Path, attackers: tuple[int, ...], delta: float, victim: int |
 
     if adjacency not in exposure.SENSITIVITY:
         raise ConfigError(f"--adjacency {adjacency}: allowed: {', '.join(exposure.SENSITIVITY)}")
-    _check_mechanism(run)
-    happened = told(provenance.read(run / LINEAGE))
+    happened = told(provenance.read(run / LINEAGE, _nodes(run), note))
     if attackers:
         return exposure.of_set(happened, attackers, delta, cast(Any, adjacency), victim)
     return exposure.of_each(happened, delta, cast(Any, adjacency), victim)
 
 
-def _check_mechanism(run: Path) -> None:
-    """Refuse a run of which single records are protected: its noise is not in what the log tells."""
+def _nodes(run: Path) -> int:
+    """How many there were; 0 where nothing tells. Refuses a run that protects single records: no log has its noise."""
     import tomllib
 
     experiment = run / "experiment.toml"
     tables = tomllib.loads(experiment.read_text(encoding="utf-8")) if experiment.exists() else {}
     if tables.get("privacy", {}).get("mechanism") == "record":
         raise ConfigError(f"{run}: protects single records; such runs are accounted by `starling privacy epsilon`")
+    return int(tables.get("nodes", 0))
 
 
-def _numbers(listed: str) -> tuple[int, ...]:
+def _numbers(listed: str | None) -> tuple[int, ...]:
     try:
-        return tuple(sorted({int(number) for number in listed.split(",")})) if listed else ()
+        return () if listed is None else tuple(sorted({int(number) for number in listed.split(",")}))
     except ValueError:
-        raise ConfigError(f"--collude {listed}: allowed: numbers of nodes with commas between them") from None
+        shown = listed or "is empty"
+        raise ConfigError(f"--collude {shown}: allowed: numbers of nodes with commas between them") from None
 
 
 def _epsilon(sigma: float, q: float, steps: int, delta: float, accountant: str, adjacency: str) -> float:

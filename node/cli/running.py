@@ -128,7 +128,8 @@ def _privacy(summary: Mapping[str, Any]) -> Iterator[str]:
     """What the run guarantees, and what to beware of."""
     privacy = summary.get("privacy", {})
     if "guarantee" in privacy:
-        yield f"privacy: at most {privacy['guarantee']}; noise is {privacy['noise']}"
+        least = "" if privacy["epsilon"]["max"] is None else "at most "
+        yield f"privacy: {least}{privacy['guarantee']}; noise is {privacy['noise'] if privacy['sigma'] else 'none'}"
     yield from (f"beware: {warning}" for warning in privacy.get("warnings", ()))
 
 

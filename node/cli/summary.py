@@ -121,6 +121,16 @@ class Roc(BaseModel):
     tpr: list[float]
 
 
+class Interval(BaseModel):
+    """A figure with its confidence interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    estimate: float
+    low: float
+    high: float
+
+
 class FinalLeakage(BaseModel):
     """What membership inference tells of the final models, metric by metric."""
 
@@ -130,6 +140,7 @@ class FinalLeakage(BaseModel):
     worst: dict[str, float | None]
     groups: dict[str, dict[str, float | None]]
     roc: Roc | None = None
+    pooled: dict[str, Interval] = {}
     epsilon_at_least: float | None = None
     delta: float | None = None
 
@@ -140,6 +151,8 @@ class Attacks(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     final: FinalLeakage | None = None
+    pooled: dict[str, Interval] = {}
+    """Of all attacked messages."""
 
 
 class Summary(BaseModel):

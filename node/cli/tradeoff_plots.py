@@ -259,7 +259,7 @@ def _by_distance(study: Study) -> Picture | None:
 
 
 def _mus(row: Row) -> dict[float, Floats]:
-    """By distance, the mu of each pair; empty where the run kept no log, or its noise is not in it."""
+    """By distance, the mu of each pair; empty where the run kept no whole log, or its noise is not in it."""
     from node import provenance
     from node.errors import ConfigError
     from node.experiment.folder import LINEAGE
@@ -269,7 +269,11 @@ def _mus(row: Row) -> dict[float, Floats]:
     if not row.run.config.record.lineage or row.run.config.privacy.mechanism == "record":
         return {}
     try:
-        found = exposure.of_each(told(provenance.read(row.run.folder / LINEAGE)), 1e-5, "replace_one")
+        missing: list[str] = []
+        happened = told(provenance.read(row.run.folder / LINEAGE, row.run.summary.nodes, missing.append))
+        if missing:
+            return {}
+        found = exposure.of_each(happened, 1e-5, "replace_one")
     except ConfigError:
         return {}  # ops that nobody has told as sums: `starling privacy network` says which
     mus: dict[float, list[float]] = {}

@@ -15,6 +15,7 @@ from node.config.learning import (
     TrainingSection,
 )
 from node.config.privacy import PrivacySection
+from node.config.public import PublicSection, StudentSection
 from node.config.section import Distribution, Fraction, NotNegative, Positive, Section
 from node.config.simulated import (
     ChurnSection,
@@ -46,9 +47,11 @@ __all__ = [
     "Positive",
     "PrivacySection",
     "ProtocolSection",
+    "PublicSection",
     "RecordSection",
     "RuleSection",
     "Section",
+    "StudentSection",
     "TopologySection",
     "TrainingSection",
 ]

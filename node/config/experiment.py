@@ -17,6 +17,7 @@ from node.config.learning import (
     TrainingSection,
 )
 from node.config.privacy import PrivacySection
+from node.config.public import PublicSection, StudentSection
 from node.config.section import Section
 from node.config.simulated import ChurnSection, DevicesSection, NetworkSection
 
@@ -86,7 +87,9 @@ class ExperimentConfig(Section):
     protocol: ProtocolSection = ProtocolSection()
     topology: TopologySection = TopologySection()
     data: DataSection = DataSection()
+    public: PublicSection = PublicSection()
     model: ModelSection = ModelSection()
+    student: StudentSection = StudentSection()
     training: TrainingSection = TrainingSection()
     aggregation: AggregationSection = AggregationSection()
     privacy: PrivacySection = PrivacySection()

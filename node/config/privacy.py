@@ -29,7 +29,7 @@ class PrivacySection(Section):
     ``[privacy]``; ``gdp`` is exact, where every step takes all records."""
     sampling: Literal["poisson"] = "poisson"
     """How batches are drawn under ``record``: every record with its own coin, ``training.batch_size`` of them on
-    average. Shuffled batches have no such guarantee."""
+    average. That makes the number of a node's records public. Shuffled batches have no such guarantee."""
     view: Literal["T1", "T2", "T3", "T4", "T5", "T6", "T7"] = "T1"
     """Threat model that the guarantee is told for: T1 curious neighbour, T2 colluding ones, T3 eavesdropper on all
     links, T4 observer of final models, T5 active neighbour, T6 Sybils, T7 coordinator."""
@@ -40,4 +40,5 @@ class PrivacySection(Section):
     which can be repeated and protects nobody; ``auto``: secret in real runs, seeded in simulations."""
     when_spent: Literal["stop", "relay"] = "stop"
     """When a node's next training would exceed ``epsilon``: the run ends, with exit code 3 and all that was measured,
-    or the node goes on mixing and passing on models without touching its data."""
+    or the node goes on mixing and passing on models without touching its training data. The latter is refused for
+    protocols and ``[aggregation]`` rules that compare models by their losses on these."""

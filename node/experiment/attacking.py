@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from node.attack.attacker import Attack, Scene
 from node.attack.kinds import KINDS
+from node.attack.metrics import mean_interval
 from node.attack.sampling import FROM, ORIGINAL, PICTURE
 from node.attack.truth import Truth
 from node.config import AttackerSection, ExperimentConfig
@@ -31,6 +32,10 @@ _SKEWED = ("dirichlet", "shards", "natural")
 _MESSAGE = re.compile(rf"{FROM}(\d+)(#\d+)?\.(.+)")
 
 
+_RATE = re.compile("_auc$|_tpr_")
+"""Metrics that get intervals."""
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """One ``[[attackers]]`` table, checked, before there are data."""
@@ -42,7 +47,16 @@ class Planned:
 
 def planned(config: ExperimentConfig, roles: Mapping[int, str]) -> tuple[Planned, ...]:
     """Find every attack of an experiment. ConfigError, naming the key, for what does not exist or does not fit."""
-    return tuple(_planned(section, f"attackers[{i}]", config, roles) for i, section in enumerate(config.attackers))
+    plans = tuple(_planned(section, f"attackers[{i}]", config, roles) for i, section in enumerate(config.attackers))
+    liars: dict[int, int] = {}
+    for i, plan in enumerate(plans):
+        for node in plan.nodes if plan.kind.is_lie else ():
+            if liars.setdefault(node, i) != i:
+                raise ConfigError(
+                    f"attackers[{i}].nodes: node {node} lies already, by attackers[{liars[node]}], and of two lies one"
+                    " would undo the other; name other nodes"
+                )
+    return plans
 
 
 def _planned(section: AttackerSection, key: str, config: ExperimentConfig, roles: Mapping[int, str]) -> Planned:
@@ -94,7 +108,8 @@ def measured(attacks: Sequence[Attack], recorder: Recorder, models: Mapping[int,
     """``attacks`` of ``summary.json``: every attacked message, and what final models tell. Empty without attackers."""
     if not attacks:
         return {}
-    found: dict[str, Any] = {"messages": attacked_messages(recorder.rows())}
+    messages = attacked_messages(recorder.rows())
+    found: dict[str, Any] = {"messages": messages, "pooled": pooled(messages, attacks[0].scene.config.seed)}
     for attack in attacks:
         found |= attack.judge(models)
     return found
@@ -112,6 +127,17 @@ def attacked_messages(rows: Iterable[Row]) -> list[dict[str, Any]]:
         entry = {"round": row.round, "attacker": row.node, "victim": victim}
         found.setdefault((row.round, row.node, victim, number), entry)[metric] = row.value
     return [_without_nan(found[place]) for place in sorted(found)]
+
+
+def pooled(messages: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, float]]:
+    """AUC and true positive rates over all messages, with intervals; none of messages from a single victim."""
+    found = {}
+    for metric in dict.fromkeys(name for message in messages for name in message if _RATE.search(name)):
+        known = [(message[metric], message["victim"]) for message in messages if message.get(metric) is not None]
+        values, victims = np.array([value for value, _ in known]), np.array([victim for _, victim in known])
+        if (interval := mean_interval(values, victims, np.random.default_rng([seed, *metric.encode()]))) is not None:
+            found[metric] = interval._asdict()
+    return found
 
 
 def pictures(rows: Iterable[Row], shape: tuple[int, ...]) -> pa.Table | None:

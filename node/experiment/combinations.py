@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple
 from node.config import ChurnSection, ExperimentConfig, PrivacySection
 from node.errors import ConfigError
 from node.experiment import aggregation, gossiping
-from node.experiment.privacy import noise_of
+from node.experiment.privacy import noise_of, pointless, unaffordable
 from node.learn.robust import rules
-from node.privacy.masking import LEAST_SENDERS
+from node.privacy import rdp
 from node.privacy.training import sampling_rate
+from node.private import LEAST_SENDERS
 from node.protocol import Protocol
 
 
@@ -28,6 +29,8 @@ class Case:
     """Samples of every node that holds any."""
     neighbourhoods: Sequence[int] = ()
     """Numbers of models that nodes aggregate in a full round, where a robust rule does it."""
+    is_standardised: bool = False
+    """Whether features are scaled by what all nodes' records are together."""
 
     @property
     def privacy(self) -> PrivacySection:
@@ -67,6 +70,16 @@ class Case:
     def gossip_doubt(self) -> str:
         """What too few gossip rounds leave undone; empty where they are enough, or no gossip is."""
         return gossiping.doubt(self.config, self.options) if self.uses("muffliato") else ""
+
+    @property
+    def pointless(self) -> str:
+        """A key of ``[privacy]`` that says nothing without a mechanism, and why; empty where there is none."""
+        return pointless(self.privacy)
+
+    @cached_property
+    def unaffordable(self) -> str:
+        """Which node cannot even begin on its budget, in words; empty where all can."""
+        return unaffordable(self.config, self.samples, self.protocol.first_steps(self.options))
 
     @property
     def fewest(self) -> int:
@@ -123,6 +136,7 @@ RULES: tuple[Rule, ...] = (
         lambda case: case.is_private and case.config.aggregation.is_robust and case.privacy.noise_multiplier > 0,
         "aggregation.rule: noise drives honest models apart, and a rule that judges by distance may take them for lies",
     ),
+    Rule("reject", lambda case: bool(case.pointless), "privacy.{case.pointless}"),
     Rule(
         "reject",
         lambda case: case.is_private and case.privacy.epsilon > 0 and not case.privacy.noise_multiplier,
@@ -143,6 +157,27 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "reject",
+        lambda case: (
+            case.is_private
+            and case.privacy.accountant == "rdp"
+            and 0 < case.privacy.epsilon < rdp.least_epsilon(case.privacy.delta)
+        ),
+        "privacy.epsilon: {case.privacy.epsilon:g} is less than rdp can show, by the orders that it looks at; allowed:"
+        ' more, or privacy.accountant = "pld", or "gdp" where every step takes all records',
+    ),
+    Rule(
+        "reject",
+        lambda case: case.privacy.when_spent == "stop" and bool(case.unaffordable),
+        "privacy.epsilon: {case.privacy.epsilon:g} at delta {case.privacy.delta:g} is spent before the run begins:"
+        " {case.unaffordable}; allow more, add noise, or train for fewer steps",
+    ),
+    Rule(
+        "warn",
+        lambda case: case.privacy.when_spent == "relay" and bool(case.unaffordable),
+        "privacy.epsilon: {case.privacy.epsilon:g} lets some nodes only relay, from the start: {case.unaffordable}",
+    ),
+    Rule(
+        "reject",
         lambda case: case.is_secret and case.config.clock == "virtual" and bool(case.config.executor.cache),
         'executor.cache: secret noise must not be used again; leave the cache out, or set privacy.noise = "seeded"',
     ),
@@ -151,6 +186,16 @@ RULES: tuple[Rule, ...] = (
         lambda case: case.is_secret and case.config.clock == "virtual" and case.config.executor.kind == "dask",
         "executor.kind: dask makes the values of a lost worker again, with other noise that nobody has accounted for;"
         ' choose another, or set privacy.noise = "seeded"',
+    ),
+    Rule(
+        "reject",
+        lambda case: (
+            case.is_private
+            and case.privacy.when_spent == "relay"
+            and (case.protocol.judges_on_data or case.rule.needs_losses)
+        ),
+        'privacy.when_spent: "relay" promises that data are not touched any more, and here models are compared by their'
+        ' losses on them; allowed: "stop"',
     ),
     Rule(
         "reject",
@@ -224,6 +269,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "warn",
+        lambda case: case.is_private and case.is_standardised,
+        "data.name: one-dimensional features are standardised with the statistics of all nodes' records, which is not"
+        " accounted for",
+    ),
+    Rule(
+        "warn",
         lambda case: case.is_private,
         "hyper-parameters that were tuned on private data are not accounted for, nor is what is evaluated on it",
     ),
@@ -235,22 +286,27 @@ def check(
     protocol: type[Protocol],
     samples: Sequence[int] = (),
     neighbourhoods: Sequence[int] = (),
+    is_standardised: bool = False,
 ) -> list[str]:
     """Hold an experiment against all rules; gives what to warn of.
 
     Args:
         samples: how many each node holds; 0 for those that are to hold none.
         neighbourhoods: how many models nodes aggregate, where a robust rule does it.
+        is_standardised: whether features are scaled by what all nodes' records are together.
 
     Raises:
         ConfigError: a combination cannot be right.
     """
-    case = Case(config, protocol, [count for count in samples if count], neighbourhoods)
-    found = [(rule.action, rule.says.format(case=case)) for rule in RULES if rule.applies(case)]
-    for action, says in found:
-        if action == "reject":
-            raise ConfigError(says)
-    return [says for _, says in found]
+    case = Case(config, protocol, [count for count in samples if count], neighbourhoods, is_standardised)
+    warnings = []
+    for rule in RULES:  # one by one: what a rule refuses, those after it need not understand
+        if rule.applies(case):
+            says = rule.says.format(case=case)
+            if rule.action == "reject":
+                raise ConfigError(says)
+            warnings.append(says)
+    return warnings
 
 
 def side_channels(protocol: type[Protocol]) -> tuple[str, ...]:

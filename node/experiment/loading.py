@@ -24,6 +24,7 @@ _FILE_SUFFIXES = (".csv", ".npz", ".parquet")
 _PATHS = (
     ("topology", "path"),
     ("data", "name"),
+    ("public", "name"),
     ("devices", "trace"),
     ("network", "latency_s", "matrix"),
     ("churn", "trace"),
@@ -138,7 +139,7 @@ def make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
         for key in place[:-1]:
             section = section.get(key) if isinstance(section, dict) else None
         if isinstance(section, dict) and isinstance(name := section.get(place[-1]), str) and name:
-            is_path = name.endswith(_FILE_SUFFIXES) if place == ("data", "name") else name != "phones"
+            is_path = name.endswith(_FILE_SUFFIXES) if place[-1] == "name" else name != "phones"
             if is_path and not Path(name).is_absolute():
                 section[place[-1]] = str((folder / name).resolve())
 

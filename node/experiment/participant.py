@@ -119,5 +119,5 @@ class Participant:
             bytes_sent=world.bytes_sent,
             refused_messages=world.refused_messages,
             peak_rss_bytes=peak_rss_bytes(),
-            spent={} if self.ledger is None else self.ledger.states(),
+            spent={} if self.ledger is None else self.ledger.states([self.node]),
         )

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from node.config import ExperimentConfig
+from node.config import ExperimentConfig, PrivacySection
 from node.identity import Identity, Roster
+from node.learn.batches import batches_per_pass
 from node.learn.models import Model
 from node.privacy import mechanisms
 from node.privacy.budget import NodeAccountant
@@ -19,6 +20,17 @@ from node.privacy.training import Noise, PrivateTraining, source
 
 States = Mapping[int, Mapping[str, Any]]
 """Accountants' states, by node."""
+
+_PUBLIC: Mapping[str, Sequence[str]] = {"record": ("number of records of each node",), "node": ()}
+"""What counts as public: sampling rates follow from how many records nodes hold."""
+
+_POINTLESS: Mapping[str, str] = {
+    "epsilon": "a budget needs a mechanism: record or node",
+    "when_spent": "a budget needs a mechanism: record or node",
+    **dict.fromkeys(("noise_multiplier", "clip", "gradients"), "nothing is noised without a mechanism: record or node"),
+    **dict.fromkeys(("accountant", "view"), "nothing is accounted for without a mechanism: record or node"),
+}
+"""Keys that say nothing where ``mechanism`` is none, and why: ``delta`` is also attacks', ``noise`` also protocols'."""
 
 
 def noise_of(config: ExperimentConfig) -> Noise:
@@ -68,6 +80,42 @@ def ledger_of(config: ExperimentConfig, records: Callable[[int], int], keep: Kee
     return Ledger(config.privacy, config.training.batch_size, records, keep or (lambda node, state: None))
 
 
+def pointless(privacy: PrivacySection) -> str:
+    """What a ``[privacy]`` without a mechanism sets in vain, and why; empty where nothing."""
+    if privacy.mechanism != "none":
+        return ""
+    usual = PrivacySection()
+    found = (f"{key}: {why}" for key, why in _POINTLESS.items() if getattr(privacy, key) != getattr(usual, key))
+    return next(found, "")
+
+
+def unaffordable(config: ExperimentConfig, samples: Sequence[int], first_steps: int) -> str:
+    """Whose first training costs more than its whole budget, in words; empty where everybody can begin.
+
+    Args:
+        samples: how many each node that trains holds.
+        first_steps: steps of a node's first training, where its protocol takes its own number; 0: the experiment's.
+
+    Raises:
+        ConfigError: the accountant is not installed, or has no bound for such steps.
+    """
+    if config.privacy.mechanism == "none" or not config.privacy.epsilon:
+        return ""
+    training, fewest = config.training, dict[int, int]()
+    unlimited = config.privacy.model_copy(update={"epsilon": 0.0})
+    for held in samples:
+        passes = training.local_epochs * batches_per_pass(held, training.batch_size)
+        steps = first_steps or passes or training.local_steps
+        fewest[steps] = min(held, fewest.get(steps, held))  # of equally many steps, those on the fewest cost most
+    for steps, held in sorted(fewest.items()):
+        ledger = Ledger(unlimited, training.batch_size, {0: held}.__getitem__)
+        ledger.charge(0, steps)
+        cost = ledger.spent(0)["epsilon"]
+        if cost > config.privacy.epsilon:
+            return f"a node with {held} records spends {cost:.4g} on its first training"
+    return ""
+
+
 def statement(
     config: ExperimentConfig,
     states: States,
@@ -78,7 +126,8 @@ def statement(
     """The ``privacy`` object of a summary; empty where there is nothing to say.
 
     ``hides_models``: whether the protocol itself draws noise or shares secrets. ``epsilon`` is over the nodes that
-    have spent any; None in it is infinite.
+    hold data, whether they have spent any or not; None in it is infinite. ``public`` is what no guarantee covers, and
+    others can tell or work out.
     """
     privacy = config.privacy
     said: dict[str, Any] = {"side_channels": list(side_channels), "warnings": list(warnings)}
@@ -103,6 +152,7 @@ def statement(
         "sigma": privacy.noise_multiplier,
         "clip": privacy.clip,
         "sampling": privacy.sampling if privacy.mechanism == "record" else "all",
+        "public": list(_PUBLIC[privacy.mechanism]),
         "noise": noise_of(config),
         "insecure_noise": noise_of(config) == "seeded",
         **said,

@@ -132,7 +132,9 @@ def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> N
     result.messages = sum(said.messages for said in work)
     result.bytes_sent = sum(said.bytes_sent for said in work)
     result.refused_messages = sum(said.refused_messages for said in work)
-    result.spent = {child.node: child.spent for child in children if child.spent is not None}
+    if (ledger := setup.ledger()) is not None:  # a node that has not spent anything has not said anything of it
+        said_spent = {child.node: child.spent for child in children if child.spent is not None}
+        result.spent = {**ledger.states(range(setup.config.nodes)), **said_spent}
     result.peak_rss_bytes = peak_rss_bytes() + sum(said.private_bytes for said in reports)
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import tomli_w
 
 from node.errors import StoreError
-from node.experiment import aggregation
+from node.experiment import aggregation, unifying
 from node.experiment.attacking import is_of_one_message, measured, pictures
 from node.experiment.combinations import side_channels
 from node.experiment.fairness import fairness, over_nodes
@@ -98,6 +98,7 @@ class Result:
             "graph": self.graph,
             "fairness": fairness_of(self, setup),
             "aggregation": aggregation.statement(setup),
+            "public": unifying.statement(setup.workload.unify.public),
             "refused_messages": self.refused_messages,
             "attacks": measured(setup.attacks, self.recorder, self.models),
             "privacy": statement(config, self.spent, channels, setup.warnings, setup.protocol.hides_models),

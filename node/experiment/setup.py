@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from node.attack.attacker import Attack
 from node.config import ExperimentConfig, ModSection, TopologySection
 from node.errors import ConfigError
-from node.experiment import aggregation, attacking, combinations, privacy
+from node.experiment import aggregation, attacking, combinations, privacy, unifying
 from node.experiment.loading import explain
 from node.experiment.plugins import by_path, find
 from node.identity import Identity, Roster
@@ -93,6 +93,7 @@ def prepare(config: ExperimentConfig) -> Setup:
     protocol, options = find_protocol(config)
     protocol.check(options, config.nodes)
     _check_local_tests(protocol, options, config)
+    unifying.check(config, protocol, options)
     roles = protocol.roles(config.nodes)
     for section in protocol.topologies(options):
         build(section, config.nodes, config.seed)
@@ -109,10 +110,11 @@ def prepare(config: ExperimentConfig) -> Setup:
     executor = config.executor
     choice = (executor.kernel, executor.device) if executor.kind == "batched" else ("auto", "cpu")
     private = privacy.training_of(config, model)
-    rule = configured(config.aggregation)
-    workload = Workload(federation, model, config.training, config.seed, *choice, private, rule)
+    rule, student = configured(config.aggregation), unifying.student_of(config, federation)
+    workload = Workload(federation, model, config.training, config.seed, *choice, private, rule, student)
     attacks = attacking.built(plans, config, federation, model, topology, protocol, options)
-    warnings = tuple(combinations.check(config, protocol, federation.shards.sizes.tolist(), tuple(neighbourhoods)))
+    facts = federation.shards.sizes.tolist(), tuple(neighbourhoods), federation.train.is_standardised
+    warnings = tuple(combinations.check(config, protocol, *facts))
     wrapped = attacks, privacy.node_noise_of(config), warnings, neighbourhoods
     may = shapes(workload, protocol.private_layers(options))
     return Setup(config, protocol, options, roles, topology, model, workload, mods, may, *wrapped)
@@ -155,7 +157,7 @@ def _mod(section: ModSection, number: int, nodes: int) -> tuple[ModSection, type
 def _federate(config: ExperimentConfig, roles: Mapping[int, str]) -> data.Federation:
     """Divide the data among the learners; nodes of other roles get none."""
     idle = sorted(node for node, role in roles.items() if role != "learner" and node < config.nodes)
-    federation = data.federate(config.data, config.nodes - len(idle), config.seed)
+    federation = data.federate(config.data, config.nodes - len(idle), config.seed, config.public)
     if not idle:
         return federation
     learners = np.setdiff1d(np.arange(config.nodes), idle)
@@ -164,6 +166,7 @@ def _federate(config: ExperimentConfig, roles: Mapping[int, str]) -> data.Federa
         federation.test,
         _spread(federation.shards, learners, config.nodes),
         _spread(federation.local_tests, learners, config.nodes),
+        federation.public,
     )
 
 

@@ -74,7 +74,7 @@ def run_virtual(
     for world in made:
         _take_stock(result, world, solver, usage)
     result.recorder.drop_pending()
-    result.spent = {} if ledger is None else ledger.states()
+    result.spent = {} if ledger is None else ledger.states(range(setup.config.nodes))
     result.event_hash, result.events = tape.digest(), tape.events
     result.tape = b"".join(blocks)
     if result.status == "finished":

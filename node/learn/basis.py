@@ -27,17 +27,27 @@ class Basis:
 
     Args:
         arithmetic: names the kernel, since two of them differ by rounding.
+        student: what learns from teachers; None: the model.
         private: digest of what makes training private; empty where nothing does.
     """
 
     def __init__(
-        self, federation: Federation, model: Model, training: TrainingSection, arithmetic: str, private: bytes = b""
+        self,
+        federation: Federation,
+        model: Model,
+        training: TrainingSection,
+        arithmetic: str,
+        private: bytes = b"",
+        student: Model | None = None,
     ) -> None:
         self._federation = federation
         self._code = _digest(arithmetic.encode(), _machine(), _sources())
         self._model = _digest(self._code, *_definition(model))
         self._training = _digest(self._model, training.model_dump_json(exclude=_NOT_IN_TRAINING).encode(), private)
         self._test = _digest(self._model, *map(_bytes, (federation.test.features, federation.test.labels)))
+        common = () if federation.public is None else (_bytes(federation.public.features),)
+        checked = 0 if federation.public is None else federation.public.check_samples
+        self._unified = _digest(self._test, *_definition(student or model), str(checked).encode(), *common)
         self._shards: dict[int, bytes] = {}
         self._own_tests: dict[int, bytes] = {}
 
@@ -56,6 +66,10 @@ class Basis:
     def of_evaluate(self, key: Key) -> bytes:
         """Of evaluating on the test set, on the one of a node's own distribution, or on a node's data."""
         return _digest(self._test, self._own_test(key.node), self._shard(key.node))
+
+    def of_unification(self, key: Key) -> bytes:
+        """Of what models become together: on public samples, on the test set, and on a node's own."""
+        return _digest(self._unified, str(key.seed).encode(), self._shard(key.node))
 
     def _own_test(self, node: int) -> bytes:
         group = self._federation.group_of(node)
@@ -90,7 +104,7 @@ def _machine() -> bytes:
 
 def _sources() -> bytes:
     """All of this package: too much rather than too little."""
-    return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
 
 
 def _definition(model: Model) -> Iterator[bytes]:

@@ -30,6 +30,13 @@ def training_flops(model: Model, shape: tuple[int, ...]) -> float:
     return counter.flops / _SAMPLES or 6.0 * model.dimension
 
 
+def inference_flops(model: Model, shape: tuple[int, ...]) -> float:
+    """FLOPs of the forward pass of one sample of a shape, counted as in training."""
+    with torch.no_grad(), _Counter() as counter:
+        model.logits(model.initial(0), torch.zeros(_SAMPLES, *shape))
+    return counter.flops / _SAMPLES or 2.0 * model.dimension
+
+
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """``torch.utils.flop_counter.FlopCounterMode`` without its report, and without importing a compiler stack."""
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from node.config import DataSection
+from node.config import DataSection, PublicSection
 from node.errors import ConfigError
 from node.learn.groups import Groups, check_idle, divide
 from node.learn.partition import Shards, hold_out, partition
+from node.learn.public import HELD_OUT, PublicData, checked, chosen, source_of
 from node.learn.samples import Samples
 from node.learn.sources import read
 
@@ -36,6 +37,11 @@ class Dataset:
     groups: Groups | None = None
     """Of training samples: the groups of nodes that they are for, where there are groups."""
 
+    @property
+    def is_standardised(self) -> bool:
+        """Whether the features were scaled by the statistics of the whole training set, whoever holds its samples."""
+        return self.features.ndim == 2
+
     def rows(self, chosen: np.ndarray) -> Dataset:
         """Some of the samples, by number, without their groups."""
         features, labels = self.features[chosen], self.labels[chosen]
@@ -53,6 +59,8 @@ class Federation:
     """Into ``train``: what each node trains on, at least one sample."""
     local_tests: Shards
     """Into ``train``: what each node holds out for itself; a node of one sample holds out none."""
+    public: PublicData | None = None
+    """What everybody has besides, without labels."""
 
     @property
     def groups(self) -> int:
@@ -77,12 +85,22 @@ def load(section: DataSection, seed: int) -> tuple[Dataset, Dataset]:
 
     Raises ConfigError, naming file and column, for data that is not there or that no model could learn from.
     """
+    return _ready(*_read(section, seed))
+
+
+def _read(section: DataSection, seed: int) -> tuple[Samples, Samples, np.ndarray]:
+    """Training and test samples as their source gives them, and all labels that may be learned."""
     train, test = read(section, seed)
     classes = np.unique(train.labels)
     if len(classes) < 2:
         raise ConfigError(f"{train.source}: every label is {classes[0]}; learning needs at least 2 classes")
     if test is None:
         train, test = _split(train, section.test_fraction, seed)
+    return train, test, classes
+
+
+def _ready(train: Samples, test: Samples, classes: np.ndarray) -> tuple[Dataset, Dataset]:
+    """The same, scaled and encoded."""
     features = _scaled(train, test)
     owners = _numbered(train, test)
     labels = [_encoded(samples, classes) for samples in (train, test)]
@@ -90,12 +108,17 @@ def load(section: DataSection, seed: int) -> tuple[Dataset, Dataset]:
     return ready[0], ready[1]
 
 
-def federate(section: DataSection, nodes: int, seed: int) -> Federation:
-    """Load, partition (group by group), and hold out each node's own test samples.
+def federate(section: DataSection, nodes: int, seed: int, public: PublicSection | None = None) -> Federation:
+    """Load, set public samples aside, partition (group by group), and hold out each node's own test samples.
 
-    Raises ConfigError as :func:`load`, :func:`node.learn.groups.divide` and :func:`node.learn.partition.partition` do.
+    Raises ConfigError as :func:`load`, :func:`node.learn.groups.divide` and :func:`node.learn.partition.partition` do,
+    and for public samples that are not there or do not fit.
     """
-    train, test = load(section, seed)
+    samples, tests, classes = _read(section, seed)
+    train, test = _ready(samples, tests, classes)
+    common = None
+    if public is not None and public.name:
+        common, train = _set_aside(public, section, samples, train, seed)
     if section.groups:
         groups, shards = divide(section, train, test, nodes, seed)
         train = replace(train, groups=groups)
@@ -105,7 +128,23 @@ def federate(section: DataSection, nodes: int, seed: int) -> Federation:
     counts = np.minimum(np.rint(shards.sizes * section.local_test_fraction).astype(np.int64), shards.sizes - 1)
     rng = np.random.default_rng([seed, *b"local tests"])
     shards, local_tests = hold_out(shards, train.labels.numpy(), counts, rng)
-    return Federation(train, test, shards, local_tests)
+    return Federation(train, test, shards, local_tests, common)
+
+
+def _set_aside(
+    public: PublicSection, section: DataSection, samples: Samples, train: Dataset, seed: int
+) -> tuple[PublicData, Dataset]:
+    """Public samples, and what is left to train on."""
+    if public.name == HELD_OUT:
+        rows = chosen(public, len(train.labels), seed)
+        held = PublicData(public.name, train.features[rows], checked(public, len(rows)), 0)
+        return held, train.rows(np.setdiff1d(np.arange(len(train.labels)), rows))
+    other = source_of(public, section, samples, seed)
+    rows = chosen(public, len(other.labels), seed)
+    known = np.isin(other.labels[rows], samples.labels)
+    foreign = int((~known).sum()) if public.label else None
+    features = _scaled(samples, other)[1][rows]
+    return PublicData(other.source, features, checked(public, len(rows)), foreign), train
 
 
 def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:

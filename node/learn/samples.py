@@ -72,6 +72,11 @@ def names(source: str, column: str, values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def unlabelled(samples: int) -> np.ndarray:
+    """One label for all samples of a source without labels, int64 [samples]."""
+    return np.zeros(samples, np.int64)
+
+
 def absent(source: str, column: str, key: str, there: Sequence[str]) -> ConfigError:
     """The error for a column or array that is not there; lists what is."""
     listed = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")

@@ -10,7 +10,7 @@ import numpy as np
 from node.config import DataSection
 from node.errors import ConfigError
 from node.learn import hub
-from node.learn.samples import Samples, absent, names
+from node.learn.samples import Samples, absent, names, unlabelled
 from node.learn.tables import from_table, read_table
 
 BUNDLED = ("digits", "breast_cancer", "synthetic")
@@ -78,7 +78,8 @@ def _from_npz(path: Path, section: DataSection) -> Samples:
             raise absent(str(path), name, key, list(arrays))
     features = _scaled(arrays[given], given, path)
     owners = names(str(path), section.column, arrays[section.column]) if section.column else None
-    return Samples(str(path), features, names(str(path), section.label, arrays[section.label]), owners)
+    labels = names(str(path), section.label, arrays[section.label]) if section.label else unlabelled(len(features))
+    return Samples(str(path), features, labels, owners)
 
 
 def _scaled(features: np.ndarray, name: str, path: Path) -> np.ndarray:

@@ -151,6 +151,17 @@ def evaluate(model: Dense, flats: Sequence[Tensor], features: Tensor, labels: Te
     return results
 
 
+@torch.no_grad()
+def logits(model: Dense, flats: Sequence[Tensor], features: Tensor) -> list[Tensor]:
+    """What each of many models says of the same samples: logits [samples, classes]."""
+    said: list[Tensor] = []
+    for chunk in chunks(flats, _EVALUATION_ROWS):
+        layers = _layers(gather(filled(chunk), features.device), model.widths)
+        parts = [_logits(layers, part.flatten(1).t()) for part in torch.split(features, EVALUATION_SAMPLES)]
+        said += [rows.t().contiguous() for rows in torch.cat(parts, 2)[: len(chunk)]]
+    return said
+
+
 def _logits(layers: Sequence[tuple[Tensor, Tensor]], features: Tensor) -> Tensor:
     """Logits [models, classes, samples] of every model, for features [inputs, samples]: samples last throughout."""
     models, samples = len(layers[0][0]), features.shape[1]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from node.config import DataSection
 from node.errors import ConfigError
-from node.learn.samples import Samples, absent, names
+from node.learn.samples import Samples, absent, names, unlabelled
 
 
 def read_table(path: Path) -> pa.Table:
@@ -60,7 +60,9 @@ def from_table(table: pa.Table, section: DataSection, source: str) -> Samples:
     return Samples(
         source,
         features,
-        names(source, section.label, _values(table, section.label, source)),
+        names(source, section.label, _values(table, section.label, source))
+        if section.label
+        else unlabelled(len(table)),
         names(source, section.column, _values(table, section.column, source)) if section.column else None,
         columns,
     )

@@ -27,6 +27,7 @@ from node.learn.slabs import LEAST_ROWS, UNGUIDED, Guides, Kernel, StackedBatche
 from node.learn.sparse import Sparsity
 from node.learn.tasks import by_shape
 from node.learn.training import Guide, PrivateTraining, Trainer
+from node.learn.unify import Unification
 from node.op import Key, Op, Spec, Static, Task, Value
 
 _MIXED_AT_ONCE = 32
@@ -69,11 +70,13 @@ class Workload:
         device: str = "cpu",
         private: PrivateTraining | None = None,
         aggregation: Aggregation | None = None,
+        student: Model | None = None,
     ) -> None:
         """``kernel`` says how many models are trained at once, ``device`` where everything is computed.
 
         ``private`` trains in place of all kernels, one model at a time, on batches of its own. ``aggregation`` is the
-        rule by which nodes make one model of what they hear; None: the protocol's mean.
+        rule by which nodes make one model of what they hear; None: the protocol's mean. ``student`` learns from others;
+        None: one like them.
 
         Raises ConfigError for a kernel that does not exist for the model, or a device that is not there.
         """
@@ -111,6 +114,8 @@ class Workload:
         self.adapt = self._training_by("adapt", self._adapt)
         self.part, self.join = parts.part, parts.join
         self.sparse = Sparsity(model, self._one_batch, lambda key: self.basis.of_train(key))
+        self._student = student
+        self.unify = Unification(federation, model, student, seed, self._device, lambda k: self.basis.of_unification(k))
 
     def _training_by(self, name: str, solve: Callable[[Task], Tensor]) -> Op[...]:
         """An op that trains: many models at once, where nothing is private."""
@@ -139,7 +144,7 @@ class Workload:
         name = self._chosen().name if batched else kernels.LOOP
         arithmetic = f"{name} {self._device.type} {'batched' if batched else 'inline'}"
         private = b"" if self._private is None else self._private.digest
-        self._basis = Basis(self._federation, self._model, self._training, arithmetic, private)
+        self._basis = Basis(self._federation, self._model, self._training, arithmetic, private, self._student)
 
     @property
     def basis(self) -> Basis:
@@ -163,6 +168,7 @@ class Workload:
             self.part,
             self.join,
             *self.sparse.ops,
+            *self.unify.ops,
         )
 
     @property

@@ -140,6 +140,8 @@ class LiveWorld:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._worker.shutdown(wait=wait, cancel_futures=True)
+        if self.lineage is not None:
+            self.lineage.close()
         if self.failure.done():
             self.failure.exception()
 
@@ -237,7 +239,7 @@ class LiveWorld:
             self._topologies[section] = build(section, self._nodes, self.seed)
         return self._topologies[section]
 
-    async def train(self, ctx: Context, task: Ref, model: Ref, steps: int) -> Ref:
+    async def train(self, ctx: Context, task: Ref, model: Ref, steps: int, samples: float | None = None) -> Ref:
         """Train in the worker thread."""
         await self._solve([model])
         self.tape.note(self.clock.time(), EventKind.TRAINED, self.me)
@@ -303,7 +305,7 @@ class LiveWorld:
 
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
         """Keep some metrics, and solve them soon."""
-        self.recorder.add(self.clock.time(), ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
+        self.recorder.add(self.clock.time(), ctx.me, round, fields)
         self.spawn(ctx, self._settle())
 
     def watch(self, ctx: Context, peers: Sequence[int]) -> None:

@@ -65,6 +65,8 @@ class Guarantee:
 
     def __str__(self) -> str:
         """One line for a report."""
+        if math.isinf(self.epsilon):
+            return "no differential privacy"
         return (
             f"({self.epsilon:.4g}, {self.delta:.2g})-DP per {self.unit}, {self.adjacency.replace('_', '-')}, against"
             f" {self.view} ({VIEWS[self.view]}), {'adaptive' if self.adaptive else 'non-adaptive'}, by"
@@ -206,7 +208,7 @@ class NodeAccountant:
     def _epsilon(self, counts: Mapping[tuple[float, float], int], delta: float, method: Method) -> float:
         check_choice("method", method, Method)
         gaussian.check_delta(delta)
-        steps = tuple(Steps(sigma, q, n) for (sigma, q), n in counts.items() if n and q)
+        steps = tuple(Steps(sigma, q, n) for (sigma, q), n in counts.items() if n and q and sigma < math.inf)
         return _epsilon_of(steps, delta, method, self.adjacency, self.sampling)
 
 
@@ -214,7 +216,7 @@ class NodeAccountant:
 def _epsilon_of(
     steps: tuple[Steps, ...], delta: float, method: Method, adjacency: Adjacency, sampling: Sampling
 ) -> float:
-    """Of steps that all have noise or not, and a rate above 0; equal nodes share the work."""
+    """Of steps that have finite noise or none, and a rate above 0; equal nodes share the work."""
     if any(step.sigma == 0 for step in steps):
         return math.inf
     sampled = any(step.q < 1 for step in steps)
@@ -232,9 +234,11 @@ def _epsilon_of(
         return pld.epsilon_of(steps, delta, adjacency)
     if method == "rdp":
         need(not sampled or sampling == "fixed_size" or adjacency == "add_remove", "pld")
-        curves = (step.n * _curve(step.sigma / reach, step.q, sampling) for step in steps)
-        curve = sum(curves, np.zeros(len(rdp.ORDERS)))
-        return rdp.epsilon_of(curve, delta)[0] if steps else 0.0
+        few = sampled and sampling == "fixed_size"  # whose high orders cost digits beyond all patience
+        orders = rdp.ORDERS if few else rdp.MANY_ORDERS
+        curves = (step.n * _curve(step.sigma / reach, step.q, few) for step in steps)
+        curve = sum(curves, np.zeros(len(orders)))
+        return rdp.epsilon_of(curve, delta, orders)[0] if steps else 0.0
     need(not sampled, "rdp or pld")
     mu = gaussian.compose(reach / step.sigma * math.sqrt(step.n) for step in steps)
     return (gaussian.epsilon_of if method == "gdp" else gaussian.zcdp_epsilon_of)(mu, delta)
@@ -252,5 +256,5 @@ def check_choice(key: str, value: object, choices: Any) -> None:
 
 
 @lru_cache(1 << 12)
-def _curve(sigma: float, q: float, sampling: Sampling) -> rdp.Curve:
-    return rdp.poisson(sigma, q) if sampling == "poisson" else rdp.without_replacement(sigma, q)
+def _curve(sigma: float, q: float, has_fixed_size: bool) -> rdp.Curve:
+    return rdp.without_replacement(sigma, q) if has_fixed_size else rdp.poisson(sigma, q, rdp.MANY_ORDERS)

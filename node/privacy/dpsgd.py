@@ -1,7 +1,10 @@
 """Differentially private training of one model: DP-SGD (Abadi et al., CCS 2016).
 
-Every record is in a step's batch by a coin of its own, every record's gradient is clipped over all parameters, and the
-sum is noised and divided by the batch size to be expected. What an optimizer makes of it is post-processing.
+Every record is in a step's batch by a coin of its own, every record's gradient is clipped over all that may move, and
+the sum is noised there and divided by the experiment's batch size. What an optimizer makes of it is post-processing.
+
+The divisor is the same at every node: one that followed from the number of a node's records would tell it, through the
+size of the noise. The rate of the coins does follow from that number, so it counts as public.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from node.errors import ComputeError, ConfigError
 from node.learn.models import Model
 from node.learn.training import Guide, moving_of, optimizer
 from node.privacy.clipping import check_clipping
-from node.privacy.ghost import GhostGradients, SampleGradients
+from node.privacy.ghost import EVERY, GhostGradients, SampleGradients
 from node.privacy.noise import Coins, NoiseStream
 
 AT_ONCE = 64
@@ -34,8 +37,13 @@ _AGREE = 1e-3
 class Gradients(Interface):
     """A way to per-sample gradients."""
 
-    def at(self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor) -> SampleGradients:
-        """The gradients at some parameters, in the model's order, of samples [b, *shape] with labels [b]."""
+    def at(
+        self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor, moving: slice = EVERY
+    ) -> SampleGradients:
+        """The gradients at some parameters, in the model's order, of samples [b, *shape] with labels [b].
+
+        ``moving``: those of the parameters that they are by.
+        """
         ...
 
 
@@ -50,10 +58,23 @@ class VmapGradients:
     def _loss(self, parameters: dict[str, Tensor], features: Tensor, label: Tensor) -> Tensor:
         return cross_entropy(self._model.forward(parameters, features[None]), label[None])
 
-    def at(self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor) -> SampleGradients:
-        """The gradients at some parameters, in the model's order, of samples [b, *shape] with labels [b]."""
+    def at(
+        self,
+        parameters: Sequence[Tensor],
+        features: Tensor,
+        labels: Tensor,
+        moving: slice = EVERY,
+        masks: Sequence[Tensor] = (),
+    ) -> SampleGradients:
+        """The gradients at some parameters, in the model's order, of samples [b, *shape] with labels [b].
+
+        ``moving``: those of the parameters that they are by. ``masks``: one for each of these, 0 where an element does
+        not move: there the gradients count as 0.
+        """
         found = self._each(dict(zip(self._names, parameters, strict=True)), features, labels)
-        each = [found[name] for name in self._names]
+        each = [found[name] for name in self._names[moving]]
+        if masks:
+            each = [part * (mask != 0) for part, mask in zip(each, masks, strict=True)]
         squares = torch.stack([part.flatten(1).square().sum(1) for part in each]).sum(0)
 
         def weighted(factors: Tensor) -> list[Tensor]:
@@ -120,8 +141,9 @@ class PrivateTrainer:
         ``features`` [n, *shape] and ``labels`` [n] are all that the node holds, of which every step takes each record
         with probability ``rate``. Nobody else may be able to tell what ``sampling`` draws, or the batches are no secret
         and the guarantee is that of ``rate`` 1. ``proximal`` is the strength of the pull back to ``start``, or to the
-        guide's model. What a guide does comes after the noise, on which no guarantee depends; a mask that is made from
-        the node's records is a release of its own.
+        guide's model. What a guide freezes or masks out counts in no norm and gets no noise; all else that it does
+        comes after the noise, on which no guarantee depends. A mask that is made from the node's records is a release
+        of its own.
 
         Raises ConfigError for a rate without a meaning or a node without records, ComputeError for a model whose ghost
         norms are not those of its gradients.
@@ -130,46 +152,62 @@ class PrivateTrainer:
             raise ConfigError(
                 f"rate: {rate} of {len(labels)} records; allowed are rates above 0, up to 1, of 1 or more"
             )
-        section = self._section
+        section, moving = self._section, moving_of(self._model, guide)
         trained = start.clone()
-        parameters = list(self._model.named(trained).values())
+        parameters = self._named(trained)
+        moved = parameters[moving]
         toward, mask, correction = (None, None, None) if guide is None else (guide.toward, guide.mask, guide.correction)
-        anchors = list(self._model.named(start if toward is None else toward).values())
-        masks = [] if mask is None else list(self._model.named(mask).values())
-        corrections = [] if correction is None else list(self._model.named(correction).values())
-        moving = moving_of(self._model, guide)
+        anchors = self._named(start if toward is None else toward)[moving]
+        masks = [] if mask is None else self._named(mask)[moving]
+        corrections = [] if correction is None else self._named(correction)[moving]
         self._check_norms(parameters, features[:_CHECKED], labels[:_CHECKED])
         rule = optimizer(section)
         for _ in range(steps):
             batch = torch.from_numpy(np.flatnonzero(sampling.random(len(labels)) < rate)).to(features.device)
-            gradients = self._clipped_sum(parameters, features[batch], labels[batch])
+            gradients = self._clipped_sum(parameters, features[batch], labels[batch], moving, masks)
             self._add_noise(gradients, noise)
-            torch._foreach_div_(gradients, rate * len(labels))
+            torch._foreach_div_(gradients, section.batch_size)
             if proximal:
-                torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=proximal)
+                torch._foreach_add_(gradients, torch._foreach_sub(moved, anchors), alpha=proximal)
             if section.weight_decay:
-                torch._foreach_add_(gradients, parameters, alpha=section.weight_decay)
+                torch._foreach_add_(gradients, moved, alpha=section.weight_decay)
             if corrections:
                 torch._foreach_add_(gradients, corrections)
             if masks:
                 torch._foreach_mul_(gradients, masks)
-            rule.step(parameters[moving], gradients[moving], lr)
+            rule.step(moved, gradients, lr)
         return trained
 
-    def _clipped_sum(self, parameters: list[Tensor], features: Tensor, labels: Tensor) -> list[Tensor]:
-        """The sum of the clipped gradients of a batch, which may be empty."""
-        sums = [torch.zeros_like(parameter) for parameter in parameters]
+    def _named(self, flat: Tensor) -> list[Tensor]:
+        return list(self._model.named(flat).values())
+
+    def _clipped_sum(
+        self,
+        parameters: list[Tensor],
+        features: Tensor,
+        labels: Tensor,
+        moving: slice = EVERY,
+        masks: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
+        """The sum of the clipped gradients of a batch, which may be empty, by what moves."""
+        sums = [torch.zeros_like(parameter) for parameter in parameters[moving]]
         for first in range(0, len(labels), AT_ONCE):
-            part = slice(first, first + AT_ONCE)
-            gradients = self._gradients.at(parameters, features[part], labels[part])
+            part = features[first : first + AT_ONCE], labels[first : first + AT_ONCE]
+            if masks:  # there are no ghost norms of some elements of a layer
+                gradients = self._reference.at(parameters, *part, moving, masks)
+            else:
+                gradients = self._gradients.at(parameters, *part, moving)
             torch._foreach_add_(sums, gradients.weighted(clip_factors(gradients.squares, self._clip)))
         return sums
 
     def _add_noise(self, sums: list[Tensor], noise: NoiseStream) -> None:
-        if not self._deviation:
+        """To all that moves; a mask takes away later what it gives to elements that do not."""
+        if not self._deviation or not sums:
             return
-        normals = torch.from_numpy(noise.normals(self._model.dimension)).mul_(self._deviation)
-        torch._foreach_add_(sums, list(self._model.named(normals.to(sums[0])).values()))
+        sizes = [part.numel() for part in sums]
+        drawn = np.split(noise.normals(sum(sizes)) * self._deviation, np.cumsum(sizes)[:-1])
+        shaped = [torch.from_numpy(part).to(like).view_as(like) for part, like in zip(drawn, sums, strict=True)]
+        torch._foreach_add_(sums, shaped)
 
     def _check_norms(self, parameters: list[Tensor], features: Tensor, labels: Tensor) -> None:
         if self._is_checked:

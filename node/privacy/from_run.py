@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 from typing import NamedTuple, TypeAlias
 
 from node import provenance
@@ -211,7 +211,8 @@ class _Translation:
         self._makers: dict[int, provenance.Made] = {}
         self._events: list[tuple[int, int | None]] = []
         """Values in the order of their making; with a node, those that it received."""
-        self._gathered: dict[tuple[int, int, tuple[int, ...]], dict[int, Masked]] = {}
+        self._gathered: dict[tuple[int, int, tuple[int, ...]], dict[int, dict[int, Masked]]] = {}
+        """Of every masked sum what has come, by sender and value."""
         self._totals = count(-1, -1)  # below zero no op has a value
         self._contributions: Counter[int] = Counter()
 
@@ -233,15 +234,20 @@ class _Translation:
                 self._events.append((value, received.node))
 
     def _gather(self, node: int, value: int, masked: Masked) -> None:
-        """A masked value has come; with the last one of its sum, the receiver knows that."""
-        parts = self._gathered.setdefault(masked.total, {})
-        parts[value] = masked
+        """A masked value has come; with the last one of its sum, the receiver knows that.
+
+        A sender that was away may have sent two, under other masks: each of them might be the one that fits.
+        """
+        parts, sender = self._gathered.setdefault(masked.total, {}), self._makers[value].node
+        parts.setdefault(sender, {})[value] = masked
         _, receiver, senders = masked.total
-        if node == receiver and len(parts) == len(senders):
+        if node != receiver or len(parts) < len(senders):
+            return
+        choices = [[masked] if peer == sender else list(sent.values()) for peer, sent in parts.items()]
+        for chosen in product(*choices):
             total = next(self._totals)
-            terms = tuple((part.model, part.weight) for part in parts.values())
             self._makers[total] = provenance.Made(node, total, "", (), {})
-            self._meanings[total] = Sum(terms)
+            self._meanings[total] = Sum(tuple((part.model, part.weight) for part in chosen))
             self._events += [(total, None), (total, node)]
 
     def relevant(self) -> Iterator[Record]:

@@ -35,6 +35,9 @@ class SampleGradients:
     """From a factor for each sample, [samples], to the weighted sum of the gradients, one tensor for each parameter."""
 
 
+EVERY = slice(None)
+"""All parameters of a model."""
+
 _Rule = Callable[[Any, Tensor, Tensor], SampleGradients]
 """From a layer, its inputs [samples, ...] and its outputs' errors [samples, ...] to the gradients by its own
 parameters, weight first."""
@@ -75,8 +78,12 @@ class GhostGradients:
 
         return record
 
-    def at(self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor) -> SampleGradients:
+    def at(
+        self, parameters: Sequence[Tensor], features: Tensor, labels: Tensor, moving: slice = EVERY
+    ) -> SampleGradients:
         """The gradients at some parameters, in the model's order, of samples [b, *shape] with labels [b].
+
+        ``moving``: those of the parameters that they are by, of whole layers.
 
         Raises ComputeError for a model that does not call every layer exactly once.
         """
@@ -85,13 +92,18 @@ class GhostGradients:
             self._calls.clear()
             logits = functional_call(self._module, named, (features,))
             loss = cross_entropy(logits, labels, reduction="sum")  # a mean would shrink every sample's error
-            calls = self._called_once()
+            moves = set(self._names[moving])
+            calls = [call for call in self._called_once() if moves & set(self._owned(call[0]))]
             errors = torch.autograd.grad(loss, [outputs for _, _, outputs in calls])
         shares = {
             name: _RULES[type(self._layers[name])](self._layers[name], inputs, error)
             for (name, inputs, _), error in zip(calls, errors, strict=True)
         }
-        return self._together(shares)
+        return self._together(shares, self._names[moving])
+
+    def _owned(self, layer: str) -> list[str]:
+        """The names of a layer's parameters, in the order of its rule."""
+        return [f"{layer}.{part}".lstrip(".") for part, _ in self._layers[layer].named_parameters()]
 
     def _called_once(self) -> list[tuple[str, Tensor, Tensor]]:
         calls, self._calls = self._calls, []
@@ -99,13 +111,12 @@ class GhostGradients:
             raise ComputeError("ghost: a layer is called more than once, or never; use the method 'vmap'")
         return calls
 
-    def _together(self, shares: dict[str, SampleGradients]) -> SampleGradients:
+    def _together(self, shares: dict[str, SampleGradients], names: list[str]) -> SampleGradients:
         def weighted(factors: Tensor) -> list[Tensor]:
             found: dict[str, Tensor] = {}
             for name, share in shares.items():
-                owned = [f"{name}.{part}".lstrip(".") for part, _ in self._layers[name].named_parameters()]
-                found.update(zip(owned, share.weighted(factors), strict=True))
-            return [found[name] for name in self._names]
+                found.update(zip(self._owned(name), share.weighted(factors), strict=True))
+            return [found[name] for name in names]
 
         return SampleGradients(torch.stack([share.squares for share in shares.values()]).sum(0), weighted)
 

@@ -6,7 +6,7 @@ up; a node that has not trained costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from node.config import PrivacySection
@@ -84,8 +84,11 @@ class Ledger:
         """A node's epsilon so far, with all that it means nothing without."""
         return guarantee(self._privacy, self._epsilon(node))
 
-    def states(self) -> Mapping[int, Mapping[str, Any]]:
-        """The accountants' states, by node, of those that have been charged."""
+    def states(self, nodes: Iterable[int] = ()) -> Mapping[int, Mapping[str, Any]]:
+        """The accountants' states, by node: of all that have been charged, and of these nodes where they hold data."""
+        for node in nodes:
+            if self._records(node):
+                self._accountant(node)
         return {node: accountant.state() for node, accountant in sorted(self._accountants.items())}
 
     def _epsilon(self, node: int) -> float:

@@ -4,6 +4,10 @@ Every two senders share a mask that one adds and the other subtracts, so that th
 (Bonawitz et al., CCS 2017, with single masks). Values are fixed-point numbers modulo 2**32: on the wire an int32 tensor
 whose bits are those of the unsigned words.
 
+Nobody can look into a part, so a sum may be anything up to the range of the words, and one that is far from the own
+model is dropped (:func:`plausible`): no lie moves a model beyond what it can send itself, or by more than a factor in
+a round. Many rounds of smaller lies do.
+
 What is left open: a receiver that colludes with all other senders of a sum learns the last one's value, as from any
 sum. And whoever is declared dead although its value has arrived is exposed once the others reveal their masks: they
 have the receiver's signature on who was dead, no more. The safe way with a missing sender is to drop the round.
@@ -27,13 +31,15 @@ from torch import Tensor
 from node.errors import BadSignature, ComputeError, ProtocolError
 from node.op import Op, Spec, Static, Task, Value, op
 from node.privacy.keys import PairSecrets, Rounds
+from node.private import LEAST_SENDERS
 
-LEAST_SENDERS = 3
-"""With two, each is exposed as soon as the receiver colludes with the other."""
 SCALE = 1 << 20
 """Steps of a fixed-point number between 0 and 1."""
 LIMIT = 1 << 11
 """Sums are below this, in absolute value."""
+FARTHEST = 8.0
+"""No element of the senders' mean is farther from the own model's than this many times the largest one of the own
+model, or than this where that is below 1."""
 
 _SURVIVORS = b"starling/survivors/1\0"
 
@@ -228,6 +234,18 @@ def masked(secrets: PairSecrets) -> Op[...]:
 def unmasked(*values: Value) -> Value:
     """The sum of all senders' masked values, float32."""
     return unmask(values)
+
+
+@op(spec=lambda inputs, static: Spec((1,), "float64", ("plausible",)))
+def plausible(total: Value, own: Value, *, weight: float, senders: int) -> Value:
+    """Whether, 1 or 0, a sum of so many senders, whose weights sum up to ``weight``, may be what honest ones made.
+
+    Every element must be below ``LIMIT / senders``, which is what one sender may send, and no mean of the senders'
+    models may be farther from the own model than :data:`FARTHEST` allows.
+    """
+    reach = FARTHEST * max(1.0, float(own.abs().max()))
+    is_small = float(total.abs().max()) < LIMIT / senders
+    return {"plausible": float(is_small and float((total / weight - own).abs().max()) <= reach)}
 
 
 def _add_mask(words: NDArray[np.uint32], total: MaskedSum, peer: int, secrets: PairSecrets) -> None:

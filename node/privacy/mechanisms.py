@@ -154,6 +154,7 @@ class NetworkMechanisms:
         self.zip_shares = correlated.zip_shares(source)
         self.share = correlated.share
         self.unmasked = masking.unmasked
+        self.plausible = masking.plausible
         self.cut = chunks.cut
         self.merged = chunks.merged
         self.sizes = tuple(sizes)
@@ -191,14 +192,20 @@ def insecure(seed: int, run: str, sizes: Sequence[int]) -> NetworkMechanisms:
 
 
 def unrepeatable(sizes: Sequence[int]) -> NetworkMechanisms:
-    """For a simulation that no other equals: secrets follow from a seed that only this process knows."""
-    return NetworkMechanisms(secret, sizes, _seeded_keys(int.from_bytes(os.urandom(16)), os.urandom(16)))
+    """For a simulation that no other equals: every life of a node has a key of its own from the operating system, and
+    only this process can make what stands for signatures.
+    """
+    voucher = SeededVoucher(int.from_bytes(os.urandom(16)), os.urandom(16))
+    return NetworkMechanisms(secret, sizes, _fresh_keys(voucher))
 
 
 def secured(identity: Identity, roster: Roster, sizes: Sequence[int]) -> NetworkMechanisms:
     """Noise and keys from the operating system, keys signed by the node's identity: for real runs."""
-    voucher = RosterVoucher(identity, roster)
-    return NetworkMechanisms(secret, sizes, lambda node: NodeKeys(node, voucher, os.urandom(KEY_BYTES)))
+    return NetworkMechanisms(secret, sizes, _fresh_keys(RosterVoucher(identity, roster)))
+
+
+def _fresh_keys(voucher: Voucher) -> Callable[[int], Keys]:
+    return lambda node: NodeKeys(node, voucher, os.urandom(KEY_BYTES))
 
 
 def _seeded_keys(seed: int, run: bytes) -> Callable[[int], Keys]:

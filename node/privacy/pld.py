@@ -18,6 +18,12 @@ Adjacency = Literal["add_remove", "replace_one"]
 
 INTERVAL = 1e-4
 """Width of the bins that privacy losses are rounded up to."""
+MOST_BINS = 1 << 24
+"""Of a distribution, about: more take minutes, and gigabytes."""
+_FIRST_COSTS = 4
+"""What a bin of one step's distribution takes, over one of a sum."""
+_DEVIATIONS = 12.0
+"""Of the normal distribution, to either side: what is beyond weighs less than any delta."""
 
 
 class Steps(NamedTuple):
@@ -34,17 +40,35 @@ def epsilon_of(
     """The epsilon of all steps together, on batches by Poisson sampling.
 
     Raises:
-        ConfigError: the extra is not installed, or delta is no probability.
+        ConfigError: the extra is not installed, delta is no probability, or there is so little noise that losses are
+            spread over too many bins.
     """
     check_delta(delta)
     taken = [step for step in steps if step.n and step.q]
     if any(step.sigma == 0 for step in taken):
         return math.inf
+    _check_size(taken, adjacency, interval)
     whole = None
     for step in taken:
         part = _single(step.sigma, step.q, adjacency, interval).self_compose(step.n)
         whole = whole.compose(part) if whole else part
     return float(whole.get_epsilon_for_delta(delta)) if whole else 0.0
+
+
+def _check_size(steps: Iterable[Steps], adjacency: Adjacency, interval: float) -> None:
+    """Refuse steps whose losses, added up, lie too far apart: one has a normal loss, now and then where q < 1."""
+    width = variance = 0.0
+    for step in steps:
+        mu = (1.0 if adjacency == "add_remove" else 2.0) / step.sigma
+        # Of the one step, whole; and of all of them together, as far as sums of so many scatter.
+        width = max(width, mu * (mu / 2 + 2 * _DEVIATIONS))
+        variance += step.n * (mu**2 if step.q == 1 else step.q * mu**2 * (1 + mu**2 / 4))
+    bins = max(_FIRST_COSTS * width, 2 * _DEVIATIONS * math.sqrt(variance)) / interval
+    if bins > MOST_BINS:
+        raise ConfigError(
+            f"method: pld would need {bins:.1g} bins of privacy loss for so little noise; allowed: up to"
+            f" {MOST_BINS:.1g}; take rdp, or more noise"
+        )
 
 
 @lru_cache(64)

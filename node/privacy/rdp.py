@@ -43,7 +43,7 @@ def poisson(sigma: float, q: float, orders: Curve = ORDERS) -> Curve:
         ConfigError: q is no probability, or sigma is negative.
     """
     _check(sigma, q)
-    if q == 0:
+    if q == 0 or math.isinf(sigma):
         return np.zeros(len(orders))
     if q == 1 or sigma == 0:
         return gaussian(sigma, orders)
@@ -60,7 +60,7 @@ def without_replacement(sigma: float, q: float, orders: Curve = ORDERS) -> Curve
         ConfigError: q is no probability, or sigma is negative.
     """
     _check(sigma, q)
-    if q == 0:
+    if q == 0 or math.isinf(sigma):
         return np.zeros(len(orders))
     if q == 1 or sigma == 0:
         return gaussian(sigma, orders)
@@ -75,6 +75,11 @@ def epsilon_of(curve: Curve, delta: float, orders: Curve = ORDERS) -> tuple[floa
     epsilons = curve + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
     best = int(np.argmin(epsilons))
     return max(0.0, float(epsilons[best])), float(orders[best])
+
+
+def least_epsilon(delta: float, orders: Curve = MANY_ORDERS) -> float:
+    """What these orders cannot show to be smaller, however much the noise."""
+    return epsilon_of(np.zeros(len(orders)), delta, orders)[0]
 
 
 def older_epsilon_of(curve: Curve, delta: float, orders: Curve = ORDERS) -> tuple[float, float]:

@@ -55,7 +55,7 @@ class Devices:
         self.up_bps = up_bps
         self.down_bps = down_bps
 
-    def train_s(self, node: int, samples: int, steps: int, counter: int) -> float:
+    def train_s(self, node: int, samples: float, steps: int, counter: int) -> float:
         """Seconds that a node takes for some steps on so many samples in all.
 
         ``counter`` numbers a node's trainings: each has jitter of its own, a lognormal factor of mean 1.

@@ -77,11 +77,16 @@ class Labour:
         """What finished trainings have cost, by task, until the task is solved or skipped."""
         self._most_kept = _KEPT
 
-    def begin(self, ctx: Context, task: Ref, model: Ref, steps: int) -> Awaitable[Ref]:
-        """Let a node's time for so many steps, recorded as ``task``, pass; gives ``model`` then."""
+    def begin(self, ctx: Context, task: Ref, model: Ref, steps: int, samples: float | None = None) -> Awaitable[Ref]:
+        """Let a node's time for so many steps, recorded as ``task``, pass; gives ``model`` then.
+
+        ``samples`` are those that the steps take; None: as many as of the node's own training.
+        """
         node, now_s = ctx.me, self._clock.now
         counter = self._graph.counter_of(task.id)
-        seconds = self._devices.train_s(node, self._workload.samples(node, steps), steps, counter)
+        if samples is None:
+            samples = self._workload.samples(node, steps)
+        seconds = self._devices.train_s(node, samples, steps, counter)
         if self._evaluate_time:
             seconds += self._evaluating_s.pop(node, 0.0)
         training = _Training(self._clock.create_future(), task, model, node, now_s, now_s)

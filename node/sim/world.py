@@ -297,11 +297,11 @@ class SimWorld:
             self._topologies[section] = build(section, len(self._by_role[None]), self.seed)
         return self._topologies[section]
 
-    def train(self, ctx: Context, task: Ref, model: Ref, steps: int) -> Awaitable[Ref]:
+    def train(self, ctx: Context, task: Ref, model: Ref, steps: int, samples: float | None = None) -> Awaitable[Ref]:
         """Let the device's time for so many steps pass."""
         if self.graph.recorded >= self._window_end:
             self._close_window()
-        return self.labour.begin(ctx, task, model, steps)
+        return self.labour.begin(ctx, task, model, steps, samples)
 
     def evaluating(self, ctx: Context, on: str) -> None:
         """An evaluation was asked for."""
@@ -332,13 +332,13 @@ class SimWorld:
         return self.forcing.solved(refs)
 
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
-        """Keep some metrics of a node's round, and what it has sent so far."""
+        """Keep some metrics of a node's round."""
         if self._presence is not None:
             if self._is_stale(ctx):
                 return
             self._progress += round > self._furthest.get(ctx.me, -1)
             self._furthest[ctx.me] = max(round, self._furthest.get(ctx.me, -1))
-        self.recorder.add(self.clock.now, ctx.me, round, {**fields, "bytes_sent": ctx.bytes_sent})
+        self.recorder.add(self.clock.now, ctx.me, round, fields)
 
     def watch(self, ctx: Context, peers: Sequence[int]) -> None:
         """Tell a node when one of these goes."""

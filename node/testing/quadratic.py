@@ -52,6 +52,7 @@ class Quadratic:
         self.part: Op[...] = Op("quadratic:part", _part, spec=_part_spec)
         self.join: Op[...] = Op("quadratic:join", _join, spec=_join_spec)
         self.aggregation: Aggregation | None = None
+        self.unify: None = None
         self.draw: Op[...] = Op("quadratic:draw", self._draw, seeded=True)
         self.regrow: Op[...] = Op("quadratic:regrow", self._regrow, seeded=True)
 

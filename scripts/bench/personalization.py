@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from node import codec
 from node.attack import metrics, scores
 from node.config import ExperimentConfig, ModSection
 from node.context import Context
@@ -104,14 +105,8 @@ class Tap(Observer):
 
     def received(self, ctx: Context, sender: int, message: Message) -> None:
         """Take the newest message's Refs: those of one model come in the order of its layers."""
-        if refs := tuple(_refs(message)):
+        if refs := tuple(codec.refs(message)):
             self.last[sender] = ctx.me, refs
-
-
-def _refs(message: Message) -> list[Ref]:
-    fields = [value for name, value in vars(message).items() if name != "slot"]
-    nested = [part for value in fields for part in (value.values() if isinstance(value, dict) else [value])]
-    return [part for part in nested if isinstance(part, Ref)]
 
 
 def config(row: str, groups: Sequence[int], rounds: int, seed: int) -> ExperimentConfig:
@@ -127,7 +122,7 @@ def config(row: str, groups: Sequence[int], rounds: int, seed: int) -> Experimen
 
 def shared_models(setup: Setup, solver: Solver, finals: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """What each node has sent last; a core is completed with the head of the one who received it."""
-    models, whole, layers = {}, setup.model.dimension, setup.make_protocol().private_layers
+    models, whole, layers = {}, setup.model.dimension, setup.protocol.private_layers(setup.options)
     sizes = (whole, setup.model.cut(layers)) if layers else (whole,)
     for sender, (receiver, refs) in sorted(Tap.last.items()):
         flat = torch.cat([solver.value(ref) for ref in refs if ref.spec.dtype == "float32"])

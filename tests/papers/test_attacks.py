@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from node.cli.attack import findings
 from node.config import ExperimentConfig
 from node.experiment.attacking import pictures
 from node.experiment.setup import prepare
@@ -64,6 +65,32 @@ def test_an_untrained_model_tells_nothing():
     for name in ("membership_auc", "membership_gap_auc", "membership_modified_entropy_auc"):
         assert 0.42 < final["mean"][name] < 0.58, name
     assert final["epsilon_at_least"] == 0
+
+
+def test_what_leaks_is_told_with_intervals():
+    setup, result, attacks = ran("membership", rounds=5, options={"every": 1, "most": 9}, topology={"kind": "full"})
+    assert result.summary(setup)["attacks"]["pooled"] == attacks["pooled"]
+    of_messages = attacks["pooled"]["membership_auc"]
+    assert of_messages["estimate"] == pytest.approx(mean(attacks["messages"], "membership_auc"))
+    assert {"membership_tpr_1pct", "membership_gap_auc"} <= attacks["pooled"].keys()
+    for figures in (*attacks["pooled"].values(), *attacks["final"]["pooled"].values()):
+        assert figures["low"] <= figures["estimate"] <= figures["high"]
+    final = attacks["final"]["pooled"]["membership_auc"]
+    assert 0.01 < final["high"] - final["low"] < 0.2
+    lines = list(findings(attacks))
+    assert any(line.strip().startswith("membership_auc") and "95% interval" in line for line in lines)
+    assert any("all samples" in line and "95% interval" in line for line in lines)
+
+
+def test_the_course_of_a_victims_messages_tells_its_members():
+    options = {"every": 1, "most": 9, "scores": ["loss"], "trajectory": True}
+    tables = {"nodes": 4, "topology": {"kind": "full"}, "data": {"test_fraction": 0.6}}
+    _, _, attacks = ran("membership", rounds=5, options=options, **tables)
+    told = [m for m in attacks["messages"] if "membership_trajectory_auc" in m]
+    assert [(m["round"], m["victim"]) for m in told] == [(4, 1), (4, 2), (4, 3)]
+    assert mean(told, "membership_trajectory_auc") > 0.5
+    _, _, short = ran("membership", rounds=2, options=options, **tables)
+    assert not any("membership_trajectory_auc" in m for m in short["messages"])
 
 
 def test_what_is_sent_before_mixing_leaks_more_than_what_is_kept_after():
@@ -171,6 +198,23 @@ def test_more_images_and_more_steps_are_harder():
     )
     assert exact > batch + 20
     assert exact > steps + 20
+
+
+@pytest.mark.parametrize(("chunks", "is_recovered"), [(2, True), (16, False)])
+def test_chunks_are_matched_where_the_public_partition_says(chunks, is_recovered):
+    """Shatter: half of the coordinates still give an image away; fewer than the image has pixels do not."""
+    _, _, attacks = ran(
+        "inversion",
+        {"use": "shatter", "rounds": 1, "chunks": chunks, "degree": 2},
+        options={"every": 1, "most": 2, "restarts": 2, "iterations": 600 if is_recovered else 60},
+        data={"test_fraction": 0.8},
+        model={"name": "softmax"},
+        training={"lr": 0.1, "batch_size": 1, "local_steps": 1},
+        seed=3,
+    )
+    psnr = [message["inversion_psnr"] for message in attacks["messages"]]
+    assert len(psnr) == 2
+    assert all(db > 40 if is_recovered else db < 20 for db in psnr), psnr
 
 
 def test_a_core_alone_is_matched_where_it_was_observed():

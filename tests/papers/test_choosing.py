@@ -6,7 +6,9 @@ accuracies on digits, half of whose nodes' images are upside down.
 
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from protocols.dpsgd import DPSGD
 from protocols.epidemic import Epidemic
 from protocols.facade import FACADE, averaged
 from protocols.facade import Shared as CoreAndHeads
+from protocols.fedavg import FedAvg
 from protocols.oracle import Oracle
 from protocols.pens import PENS
 
@@ -130,10 +133,13 @@ def test_a_run_tells_how_good_the_model_is_that_a_node_keeps(name):
 
 
 def test_what_a_choice_gives_away_is_declared():
-    assert PENS.side_channels == Oracle.side_channels == ("who is contacted",)
-    assert DAC.side_channels == ("who is contacted", "similarity row")
+    assert PENS.side_channels == Oracle.side_channels == ("who is contacted", "number of samples")
+    assert DAC.side_channels == (*PENS.side_channels, "similarity row")
+    assert FedAvg.side_channels == ("number of samples",)
     assert FACADE.side_channels == ("head id",)
     assert DPSGD.side_channels == Epidemic.side_channels == ()
+    judging = (PENS, DAC, FACADE, Oracle, DPSGD, FedAvg)
+    assert [protocol.judges_on_data for protocol in judging] == [True, True, True, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +204,24 @@ def test_who_claims_to_have_no_samples_is_left_out():
     options = {"workload": TwoKinds(4, 1, lr=1.0), "mods": [Boast()]}
     outcome = run_protocol(PENS(PENS.Config(rounds=2, candidates=3, selected=3)), 4, **options)
     assert all(np.isfinite(model).all() for model in outcome.models.values())
+
+
+@pytest.mark.parametrize("claim", [10**15, 2**63 - 1])
+def test_a_boast_of_samples_counts_for_ten_nodes_at_most(claim):
+    class Weights:
+        data = SimpleNamespace(samples=30)
+
+        def mix(self, models, weights):
+            return weights
+
+    def weights(*claims):
+        return pulling.average(Weights(), None, [SimpleNamespace(model=None, samples=count) for count in claims])
+
+    assert weights(20, 50, 100) == pytest.approx([0.15, 0.1, 0.25, 0.5])  # what is plausible counts as it is
+    assert weights(30, claim) == pytest.approx([30 / 360, 30 / 360, 300 / 360])
+    assert weights(claim) == pytest.approx([30 / 330, 300 / 330])
+    assert weights(0, -claim) == [1.0]
+    assert sum(weights(claim, claim, 1)) == pytest.approx(1.0)
 
 
 # Oracle
@@ -355,18 +379,36 @@ def test_dac_prefers_the_first_of_equally_similar_peers():
 
 @given(st.dictionaries(st.integers(0, 20), st.floats(1e-9, 1e9)))
 def test_a_row_says_what_is_known(similarity):
-    assert dac.known(dac.row(similarity)) == similarity
-    assert dac.known(map(float, " ".join(map(repr, dac.row(similarity))).split())) == similarity
+    row = dac.row(similarity)
+    assert dac.known(row, range(len(row))) == similarity
+    assert dac.known(tuple(map(float, " ".join(map(repr, row)).split())), range(len(row))) == similarity
 
 
 def test_a_row_of_nonsense_says_nothing():
-    assert dac.known((math.nan, math.inf, -1.0, 0.0, -math.inf)) == {}
+    assert dac.known((math.nan, math.inf, -1.0, 0.0, -math.inf, 1e300), range(6)) == {}
+    huge = (*[0.0] * 999_999, 5.0)
+    assert dac.known(huge, (1, 2)) == {}
+    assert dac.known((0.0, 3.0, *huge), (1, 2, 7)) == {1: 3.0}
+
+
+def test_a_hostile_row_does_not_grow_an_honest_one():
+    class Boast(Mod):
+        def outgoing(self, ctx, to, message):
+            claims = isinstance(message, dac.Shared) and ctx.me == 0
+            return replace(message, similarity=(*[0.0] * 5000, 1e12, math.nan)) if claims else message
+
+    seen = type("Seen", (Received,), {"heard": []})
+    protocol = DAC(DAC.Config(rounds=4, sample=3))
+    run_protocol(protocol, 8, workload=TwoKinds(), mods=[Boast(), seen()])
+    rows = [message.similarity for _, _, sender, message in seen.heard if sender]
+    assert max(map(len, rows)) <= 8
+    assert np.isfinite(np.concatenate(rows)).all()
 
 
 def test_dac_learns_of_peers_that_it_never_met():
     """One peer a round, three rounds: rows that are sent soon know more than three."""
     _, heard = listened(DAC(DAC.Config(rounds=4, sample=1)), 12, workload=TwoKinds(12, 4))
-    last = {sender: dac.known(message.similarity) for round, _, sender, message in heard if round == 3}
+    last = {sender: dac.known(message.similarity, range(8)) for round, _, sender, message in heard if round == 3}
     assert max(len(row) for row in last.values()) > 3
     assert all(sender not in row for sender, row in last.items())
 

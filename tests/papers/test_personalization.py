@@ -378,6 +378,19 @@ def test_ditto_ends_between_its_own_optimum_and_the_common_one(pull):
         assert outcome.models[node] == pytest.approx((target + pull * w) / (1 + pull), abs=1e-6)
 
 
+def test_both_trainings_of_a_round_of_ditto_are_at_the_rounds_rate():
+    """A round is one step of the schedule, as for protocols that train once."""
+
+    class Halving(Quadratic):
+        def lr(self, call):
+            return 0.5 ** (call + 1)
+
+    outcome = run_protocol(made(Ditto, rounds=3, pull=0.0), 4, workload=Halving(4, [[8.0, -2.0]] * 4), topology=FULL)
+    left = (1 - 1 / 2) * (1 - 1 / 4) * (1 - 1 / 8)
+    for model in outcome.models.values():
+        assert model == pytest.approx(np.array([8.0, -2.0]) * (1 - left))
+
+
 def test_the_global_track_of_ditto_is_d_psgd():
     class Global(Ditto):
         async def mixed(self, ctx, own):

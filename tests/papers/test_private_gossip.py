@@ -2,12 +2,14 @@
 
 import math
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from structlog.testing import capture_logs
 
-from node import ConfigError, Mod, Observer
+from node import ConfigError, Mod, Observer, op
 from node.config import ChurnSection, DevicesSection, Distribution, FaultSection, NetworkSection, TopologySection
 from node.errors import ComputeError
 from node.testing import check_protocol, run_protocol
@@ -309,6 +311,29 @@ def test_a_slow_sender_is_done_without():
 def test_a_sum_that_could_overflow_is_never_sent():
     with pytest.raises(ComputeError, match="secure aggregation: a value of 2500, for a sum of 3 senders"):
         run(made(SecAgg, rounds=1), 4, np.full((4, 3), 10_000.0), topology=FULL)
+
+
+class Noise(Mod):
+    """From round 1 on, node 3 sends words of its own invention in place of its parts."""
+
+    def outgoing(self, ctx, to, message):
+        lies = ctx.me == 3 and isinstance(message, Masked) and message.round
+        return replace(message, part=ctx.apply(_invented, message.part)) if lies else message
+
+
+@op(seeded=True)
+def _invented(part, *, rng):
+    return torch.from_numpy(rng.integers(-(2**31), 2**31, len(part)).astype(np.int32))
+
+
+def test_a_lie_in_a_sum_costs_its_round_and_ends_no_honest_node():
+    """The honest go on as if it had not come; whoever lies has the others' honest sums."""
+    with capture_logs() as logs:
+        outcome = run(made(SecAgg, rounds=4), 5, np.full((5, 64), 0.25), topology=FULL, mods=[Noise()])
+    senders = recorded(outcome, "senders")
+    assert senders == {node: [4, 4, 4, 4] if node == 3 else [4, 0, 0, 0] for node in range(5)}
+    assert {line["event"] for line in logs} == {"sum dropped"}
+    assert models(outcome) == pytest.approx(np.full((5, 64), 0.25), abs=1e-5)
 
 
 def test_no_mask_is_used_twice():

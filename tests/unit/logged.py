@@ -102,7 +102,7 @@ def simulate(folder, make, nodes=8, *, workload=None, topology=RING, mods=(), ch
             world.lineage = Log.of_all(folder / "lineage")
         await world.run(make, lambda node: Wrapping(list(mods), []) if mods else None)
         if folder is not None:
-            world.lineage.flush()
+            world.lineage.close()
         return world
 
     with asyncio.Runner(loop_factory=VirtualClock) as runner:

@@ -114,6 +114,12 @@ def test_an_attacker_comes_to_those_that_are_there():
     assert after.model_dump(exclude={"attackers"}) == before.model_dump(exclude={"attackers"})
 
 
+def test_help_says_what_joining_waits_for(starling):
+    code, out, _ = starling("attack", "--help")
+    assert code == 0
+    assert "waits for network invitations" in " ".join(out.replace("│", " ").split())
+
+
 def test_findings_are_lines():
     messages = [
         {"round": round, "attacker": 0, "victim": 1, "a_auc": value, "b": None}
@@ -153,9 +159,18 @@ def test_a_run_without_attackers_has_no_section(run):
 
 def test_final_models_groups_and_the_curve_are_shown(run):
     shown = leaks.attacks([run(attacks={"messages": [], "final": FINAL})])
-    for part in ("all nodes, mean", "the worst, node 1", "group 0, mean", "0.875", "n/a", "Final models: ROC", "<svg"):
+    for part in ("mean of nodes", "the worst, node 1", "mean of group 0", "0.875", "n/a", "Final models: ROC", "<svg"):
         assert part in shown
     assert "outcome bad" not in shown
+
+
+def test_intervals_of_messages_and_final_models_are_shown(run):
+    messages = {"membership_auc": {"estimate": 0.625, "low": 0.5, "high": 0.75}}
+    final = {"membership_tpr_1pct": {"estimate": 0.0625, "low": 0.03125, "high": 0.09375}}
+    shown = leaks.attacks([run(attacks={"pooled": messages, "final": FINAL | {"pooled": final}})])
+    for part in ("all messages, mean", "0.625 [0.500, 0.750]", "final models, all samples", "0.062 [0.031, 0.094]"):
+        assert part in shown
+    assert "all messages" not in leaks.attacks([run(attacks={"pooled": {}, "final": FINAL})])
 
 
 @pytest.mark.parametrize(("accounted", "alarms"), [(2.0, 1), (2.5, 0), (None, 0)])

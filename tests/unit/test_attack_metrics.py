@@ -220,3 +220,34 @@ def test_members_and_others_are_needed(members):
 def test_a_score_that_is_no_number_is_named():
     with pytest.raises(ConfigError, match="sample 1 has no number"):
         metrics.measure(np.array([0.0, np.nan, 1.0]), np.array([True, False, True]))
+
+
+# Intervals of means
+
+
+def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        clusters = np.repeat(np.arange(30), 4)
+        values = rng.normal(0.6, 0.1, 30)[clusters] + rng.normal(0, 0.02, 120)
+        found = metrics.mean_interval(values, clusters, rng)
+        assert found.low <= found.estimate <= found.high
+        covered += found.low <= 0.6 <= found.high
+    assert 0.87 <= covered / 200 <= 0.99
+
+
+def test_messages_of_one_victim_count_as_one():
+    rng = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(10), 50)
+    values = rng.normal(0.6, 0.1, 10)[clusters]
+    together = metrics.mean_interval(values, clusters, rng)
+    apart = metrics.mean_interval(values, np.arange(500), rng)
+    assert together.high - together.low > 4 * (apart.high - apart.low)
+    assert together.estimate == apart.estimate == pytest.approx(values.mean())
+
+
+@pytest.mark.parametrize("values", [[], [0.5], [0.5, 0.7]])
+def test_a_single_victim_has_no_interval(values):
+    none = metrics.mean_interval(np.array(values), np.zeros(len(values), dtype=int), np.random.default_rng(0))
+    assert none is None

@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from node.attack.attacker import Attack
+from node.attack.byzantine import ATTACKS
 from node.attack.kinds import KINDS
-from node.attack.sampling import Curious, mean_of
+from node.attack.sampling import Curious, mean_of, with_kept
 from node.attack.truth import Truth
 from node.config import ExperimentConfig
 from node.errors import ConfigError
 from node.experiment.attacking import attacked_messages, is_of_one_message, pictures
-from node.experiment.plugins import by_path
+from node.experiment.plugins import by_path, registered
 from node.experiment.setup import prepare
 from node.experiment.simulation import rebuild
 from node.experiment.virtual import run_virtual
 from node.learn.data import federate
-from node.mods import Observer
+from node.mods import Mod, Observer
 from node.op import Op, Spec, op
 from node.record import Row
 
@@ -37,6 +38,10 @@ class Norms(Curious):
     def attack(self, ctx, round, seen, own):
         calls.append((ctx.me, round, tuple(message.sender for message in seen)))
         return [ctx.apply(NORM, message.model) for message in seen]
+
+
+class Idle(Mod):
+    """Changes nothing."""
 
 
 NORM = Op("test:norm", lambda task: {"norm": float(task.inputs[0].double().norm())}, spec=lambda *_: FLAT)
@@ -129,6 +134,35 @@ def test_what_is_wrong_is_one_line(name):
     assert part in refusal(section)
 
 
+@pytest.mark.parametrize("lie", ["sign-flip", "nonfinite"])
+def test_masked_whole_numbers_are_nothing_to_lie_about(lie):
+    told = refusal({"kind": "byzantine", "attack": lie, "nodes": [4]}, protocol={"use": "secagg", "rounds": 1})
+    assert "'secagg' sends masked whole numbers, which are no weights to lie about; allowed with it: label-flip" in told
+    ran(protocol={"use": "secagg", "rounds": 1}, attackers=[{"kind": "byzantine", "attack": "label-flip"}])
+
+
+@pytest.mark.parametrize("lie", ATTACKS)
+@pytest.mark.parametrize("use", ["dispfl", "facade", "fedper", "shatter"])
+def test_no_lie_ends_a_run_whose_messages_are_parts_of_models(use, lie):
+    tables = {"model": {"name": "mlp", "hidden": [8]}, "attackers": [{"kind": "byzantine", "attack": lie}]}
+    ran(protocol={"use": use, "rounds": 2, **QUICK.get(use, {})}, **tables)
+
+
+def test_a_node_tells_one_lie():
+    def attackers(*nodes):
+        lies = ({"attack": "sign-flip"}, {"attack": "label-flip"})
+        return [{"kind": "byzantine", "nodes": list(own), **lie} for own, lie in zip(nodes, lies, strict=True)]
+
+    with pytest.raises(ConfigError, match=r"^attackers\[1\].nodes: node 2 lies already, by attackers\[0\]"):
+        prepare(ExperimentConfig(nodes=6, attackers=attackers([1, 2], [2, 3])))
+    assert len(prepare(ExperimentConfig(nodes=6, attackers=attackers([1, 2], [3]))).attacks) == 2
+
+
+def test_attributes_are_of_tables():
+    with pytest.raises(ConfigError, match=r"samples of shape \[1, 8, 8\]; allowed: tables, as data.name = 'breast"):
+        prepare(ExperimentConfig(nodes=6, data={"name": "digits"}, attackers=[{"kind": "attribute"}]))
+
+
 def test_no_node_at_all_is_no_attacker():
     with pytest.raises(ValueError, match="nodes"):
         config(attackers=[{"kind": "membership", "nodes": []}])
@@ -146,7 +180,16 @@ def test_omniscience_is_for_simulations():
         ("inversion", {"data": {"name": "breast_cancer"}}, "inversion looks for images"),
         ("reconstruction", {"protocol": {"use": "epidemic"}}, "reconstruction is of 'dpsgd', not 'epidemic'"),
         ("reconstruction", {"topology": {"kind": "random-regular", "degree": 2}, "nodes": 6}, "the same in every rou"),
-        ("inversion", {"protocol": {"use": "shatter"}}, "not the chunks of 'shatter'"),
+        ("inversion", {"protocol": {"use": "dispfl"}}, "with 'dispfl' nobody knows the start"),
+        ("inversion", {"protocol": {"use": "pfedme"}}, "'pfedme' has rates of its own"),
+        ("inversion", {"training": {"optimizer": "adam"}}, "training.optimizer: 'adam', but inversion takes an update"),
+        ("inversion", {"training": {"momentum": 0.9}}, "training.momentum: 0.9, but inversion takes an update"),
+        ("inversion", {"training": {"weight_decay": 0.1}}, "allowed with it: 0.0"),
+        ("inversion", {"training": {"schedule": "cosine"}}, "allowed with it: 'constant'"),
+        ("reconstruction", {"aggregation": {"rule": "median"}}, "reconstruction solves for weighted means"),
+        ("reconstruction", {"aggregation": {"pre": ["nnm"], "rule": "krum"}}, "allowed with it: aggregation.rule"),
+        ("reconstruction", {"privacy": {"mechanism": "node"}}, "which noise makes another in each"),
+        ("reconstruction", {"privacy": {"mechanism": "record"}}, "allowed with it: privacy.mechanism = 'none'"),
         ("linkability", {"nodes": 2}, "2 nodes hold data; linkability needs 3"),
         ("attribute", {"data": {"name": "breast_cancer"}}, "attackers.column: 99"),
     ],
@@ -212,7 +255,77 @@ def test_a_core_is_completed_with_the_attackers_own_head():
     assert all(0 < m["membership_auc"] < 1 for m in summary["attacks"]["messages"])
 
 
+class Seeing(Curious):
+    """Notes what of each message was the sender's own."""
+
+    metrics = ("norm",)
+
+    def attack(self, ctx, round, seen, own):
+        calls.extend((ctx.me, each.sender, each.observed) for each in seen)
+        return [ctx.apply(NORM, each.model) for each in seen]
+
+
+def test_a_core_is_completed_with_the_heads_in_the_same_message():
+    tables = {"model": {"name": "mlp", "hidden": [8]}, "attackers": [{"kind": f"{HERE}:Seeing", "every": 1}]}
+    result, summary = ran(protocol={"use": "facade", "rounds": 2, "heads": 2, "warm_up_rounds": 1}, **tables)
+    whole = len(result.models[0])
+    assert [observed for _, _, observed in calls] == [whole] * (4 * 2 + 4), "two heads each while warming up, then one"
+    assert len(summary["attacks"]["messages"]) == 12
+    calls.clear()
+    ran(protocol={"use": "fedper", "rounds": 1}, **tables)
+    assert {observed < whole for _, _, observed in calls} == {True}
+
+
+def test_what_a_mask_keeps_is_completed_with_the_attackers_own():
+    attackers = [{"kind": "membership", "every": 1, "scores": ["loss"]}]
+    _, summary = ran(protocol={"use": "dispfl", "rounds": 3, "density": 0.5}, attackers=attackers)
+    # What is sent in the first round is untrained, and the attacker has no model yet.
+    assert len(summary["attacks"]["messages"]) == 8
+    assert all(0 < m["membership_auc"] < 1 for m in summary["attacks"]["messages"])
+    own, values = torch.arange(4.0), torch.tensor([7.0, 8.0])
+    for mask, expected in (([1, 0, 0, 1], [7.0, 1.0, 2.0, 8.0]), ([0, 0, 0, 0], [0.0, 1.0, 2.0, 3.0])):
+        told = type("T", (), {"inputs": (own, torch.tensor(mask).float(), values), "static": {}})()
+        assert with_kept.solve(told).tolist() == expected
+
+
 # Observers change nothing
+
+
+QUICK = {
+    "shatter": {"chunks": 2, "degree": 2},
+    "pens": {"candidates": 2},
+    "dac": {"sample": 2},
+    "facade": {"heads": 2},
+    "pfedme": {"batches": 2},
+    "muffliato": {"gossip_rounds": 2},
+}
+
+
+@pytest.mark.parametrize("use", sorted(registered("starling.protocols")))
+def test_no_protocol_tells_whether_it_is_watched(use):
+    if "rounds" not in registered("starling.protocols")[use].load().Config.model_fields:
+        pytest.skip("it does not count rounds of gossip")
+    tables = {"protocol": {"use": use, "rounds": 2, **QUICK.get(use, {})}, "model": {"name": "mlp", "hidden": [8]}}
+    alone, _ = ran(**tables)
+    for rider in ("Observer", "Idle"):
+        watched, _ = ran(**tables, mods=[{"use": f"{HERE}:{rider}", "nodes": [0]}])  # so that some are, and others not
+        assert watched.event_hash == alone.event_hash
+        assert watched.tasks == alone.tasks
+        for node, model in alone.models.items():
+            assert torch.equal(watched.models[node], model)
+
+
+def test_an_onlooker_adds_nothing_to_what_the_node_says_of_itself():
+    private = {"privacy": {"mechanism": "record", "noise": "seeded"}}
+    alone, _ = ran(**private)
+    watched, _ = ran(**private, attackers=[{"kind": f"{HERE}:Norms", "every": 1}])
+
+    def told(result):
+        rows = [(row.node, row.round, row.metric, row.value) for row in result.recorder.rows()]
+        return [row for row in rows if row[2] in ("epsilon", "bytes_sent")]
+
+    assert told(watched) == told(alone)
+    assert len(told(alone)) == 2 * 5 * 4
 
 
 def test_what_observers_record_leaves_the_nodes_own_randomness_alone():

@@ -63,6 +63,20 @@ def test_batches_of_a_fixed_size():
     assert accountant.epsilon(DELTA) == pytest.approx(3.576111, abs=1e-6)
 
 
+def test_small_figures_are_found_by_high_orders():
+    for sigma, q, n in ((50, 1, 1), (100, 0.01, 100), (20, 0.01, 100)):
+        few = rdp.epsilon_of(n * rdp.poisson(sigma, q), DELTA)[0]
+        assert spent((sigma, q, n)).epsilon(DELTA) < 0.7 * few
+    exact = spent((50, 1, 1)).epsilon(DELTA, "gdp")
+    assert exact < spent((50, 1, 1)).epsilon(DELTA) < 1.5 * exact
+
+
+@pytest.mark.parametrize("method", ["rdp", "gdp", "zcdp", "pld"])
+def test_noise_without_end_costs_nothing(method):
+    assert spent((math.inf, 1, 5)).epsilon(DELTA, method) == 0
+    assert spent((math.inf, 1, 5), (1, 0.01, 1000)).epsilon(DELTA) == spent((1, 0.01, 1000)).epsilon(DELTA)
+
+
 def test_nothing_done_costs_nothing():
     assert NodeAccountant().epsilon(DELTA) == 0
     assert spent((1, 0.0, 1000), (1, 0.5, 0)).epsilon(DELTA) == 0
@@ -226,7 +240,7 @@ def test_a_guarantee_refuses(field, value):
 
 
 def test_no_privacy_at_all_is_said():
-    assert str(Guarantee(**{**WHOLE, "epsilon": math.inf})).startswith("(inf, 1e-05)-DP")
+    assert str(Guarantee(**{**WHOLE, "epsilon": math.inf})) == "no differential privacy"
 
 
 def test_every_view_has_words():
@@ -259,3 +273,27 @@ def test_the_command_line_refuses_in_words():
         commands.epsilon(sigma=1, q=1, steps=10, delta=DELTA, accountant="moments")
     with pytest.raises(ConfigError, match="q: 2"):
         commands.sigma(epsilon=1, q=2, steps=10, delta=DELTA)
+
+
+def test_the_command_line_names_what_was_typed(monkeypatch):
+    for changed, says in (
+        ({"steps": -1}, "--steps: -1; allowed"),
+        ({"sigma": -1}, "--sigma: -1; allowed"),
+        ({"q": 2}, "--q: 2; allowed"),
+        ({"delta": 0}, "--delta: 0; allowed"),
+        ({"q": 0.5, "accountant": "gaussian"}, "--accountant gaussian: has no bound for random batches"),
+        ({"adjacency": "near"}, "--adjacency: 'near'; allowed"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{says}"):
+            commands.epsilon(**{"sigma": 1, "q": 1, "steps": 10, "delta": DELTA, **changed})
+    with pytest.raises(ConfigError, match=r"^--epsilon: -1"):
+        commands.sigma(epsilon=-1, steps=10, delta=DELTA, accountant="gaussian")
+
+
+def test_an_epsilon_that_no_order_shows_names_other_accountants(capsys):
+    with pytest.raises(ConfigError, match=r"^--epsilon: 0.001 is less than rdp can show.*--accountant gaussian"):
+        commands.sigma(epsilon=0.001, steps=1, delta=DELTA)
+    commands.sigma(epsilon=0.001, steps=1, delta=DELTA, accountant="gaussian")
+    assert float(capsys.readouterr().out) > 10
+    commands.sigma(epsilon=0.05, steps=1, delta=DELTA)
+    assert 10 < float(capsys.readouterr().out) < 100

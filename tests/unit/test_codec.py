@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.codec import VERSION, Encoded, Limits, decode, decode_header, encode, size_bytes
+from node.codec import VERSION, Encoded, Limits, decode, decode_header, encode, placed, refs, size_bytes, with_refs
 from node.errors import BadFrame, FrameTooLarge, ProtocolError
 from node.message import Message
 from node.op import Ref, Spec
@@ -323,3 +323,29 @@ class TestBadBytes:
             header, [bytes(spec.size_bytes) for spec in header.specs], lambda view, spec: Ref(0, spec, _released)
         )
         assert type(message) is header.type
+
+
+class TestRefs:
+    """The Refs of a message, wherever they are."""
+
+    def nested(self) -> Nested:
+        a, b, c, d, e, f, g = (ref(np.array([float(i)])) for i in range(7))
+        return Nested(one=a, pair=("x", b), more=[c, d], named={"k": (e,)}, maybe=f, free={"deep": [1, {"er": g}]})
+
+    def test_each_has_a_place_and_its_turn_among_the_payloads(self):
+        message = self.nested()
+        places = ["one", "pair.1", "more.0", "more.1", "named.k.0", "maybe", "free.deep.1.er"]
+        assert [place for place, _ in placed(message)] == places
+        payloads: list[Ref] = []
+        encode(message, lambda each: payloads.append(each) or memoryview(_values[each.id]))
+        assert [each.id for each in refs(message)] == [each.id for each in payloads]
+
+    def test_others_take_their_places_and_nothing_else_changes(self):
+        message = self.nested()
+        others = [ref(np.array([9.0])) for _ in range(7)]
+        changed = with_refs(message, others)
+        assert type(changed) is Nested
+        assert all(one is two for one, two in zip(refs(changed), others, strict=True))
+        assert (changed.pair[0], changed.free["deep"][0]) == ("x", 1)
+        assert with_refs(Plain(number=3), []).number == 3
+        assert list(placed(Empty())) == refs(Plain()) == []

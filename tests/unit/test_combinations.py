@@ -14,7 +14,9 @@ from node.experiment.loading import load
 from node.experiment.privacy import ledger_of, node_noise_of, noise_of, statement, training_of
 from node.experiment.setup import prepare
 from node.privacy.budget import VIEWS, View
+from protocols.deprl import DePRL
 from protocols.dpsgd import DPSGD
+from protocols.pfedme import PFedMe
 
 TUNED = "hyper-parameters that were tuned on private data are not accounted for, nor is what is evaluated on it"
 RECORD = {"mechanism": "record"}
@@ -105,6 +107,73 @@ def test_a_budget_without_noise_is_refused():
         warned({**RECORD, "noise_multiplier": 0, "epsilon": 3})
 
 
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"epsilon": 3}, "privacy.epsilon: a budget needs a mechanism: record or node"),
+        ({"when_spent": "relay"}, "privacy.when_spent: a budget needs a mechanism"),
+        ({"clip": 2}, "privacy.clip: nothing is noised without a mechanism"),
+        ({"noise_multiplier": 2}, "privacy.noise_multiplier: nothing is noised"),
+        ({"gradients": "vmap"}, "privacy.gradients: nothing is noised"),
+        ({"accountant": "gdp"}, "privacy.accountant: nothing is accounted for"),
+        ({"view": "T3"}, "privacy.view: nothing is accounted for"),
+    ],
+)
+def test_what_says_nothing_without_a_mechanism_is_refused(keys, says):
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        warned(keys)
+    assert warned({"delta": 1e-6, "noise": "seeded"}) == []  # of attacks, and of network mechanisms
+
+
+def test_a_budget_that_nobody_could_begin_on_is_refused():
+    few = [1000, 58]
+    with pytest.raises(ConfigError, match=r"^privacy.epsilon: 3 at delta 1e-05 is spent before .* 58 records spends"):
+        warned({**RECORD, "epsilon": 3}, few)
+    (relays, _) = warned({**RECORD, "epsilon": 3, "when_spent": "relay"}, few)
+    assert relays.startswith("privacy.epsilon: 3 lets some nodes only relay, from the start: a node with 58 records")
+    assert warned({**RECORD, "epsilon": 3}) == [TUNED]
+    assert warned({**RECORD, "epsilon": 3}, few, training={"local_steps": 1, "batch_size": 8}) == [TUNED]
+    with pytest.raises(ConfigError, match="is spent before the run begins"):
+        warned({"mechanism": "node", "accountant": "gdp", "epsilon": 1})
+
+
+def test_what_is_refused_as_too_little_is_what_the_ledger_refuses():
+    for epochs, samples in ((0, [70, 33]), (2, [70, 33]), (1, [500, 40])):
+        training = {"local_steps": 4, "local_epochs": epochs, "batch_size": 32}
+        privacy = {**RECORD, "epsilon": 4}
+        config = configured({**privacy, "epsilon": 0}, training=training)
+        costs = []
+        for held in samples:
+            ledger = ledger_of(config, lambda _, held=held: held, None)
+            ledger.charge(0, epochs * -(-held // 32) or 4)
+            costs.append(ledger.spent(0)["epsilon"])
+        enough, little = max(costs) * 1.0001, max(costs) * 0.9999
+        assert TUNED in warned({**privacy, "epsilon": enough}, samples, training=training)
+        with pytest.raises(ConfigError, match="is spent before the run begins"):
+            warned({**privacy, "epsilon": little}, samples, training=training)
+
+
+@pytest.mark.parametrize(
+    ("use", "options"), [("deprl", {"head_steps": 1}), ("pfedme", {"inner_steps": 1})], ids=["deprl", "pfedme"]
+)
+def test_a_protocol_s_own_first_training_is_what_counts(use, options):
+    protocol = {"deprl": DePRL, "pfedme": PFedMe}[use]
+    privacy = {**RECORD, "epsilon": 3.5}
+
+    def says(options):
+        return check(configured(privacy, protocol={"use": use, **options}), protocol, [58])
+
+    with pytest.raises(ConfigError, match="is spent before the run begins"):
+        says(dict.fromkeys(options, 50))
+    assert TUNED in says(options)
+
+
+def test_a_budget_below_what_the_orders_can_show_names_other_accountants():
+    with pytest.raises(ConfigError, match=r"privacy.epsilon: 0.003 is less than rdp can show.*pld"):
+        warned({**RECORD, "epsilon": 0.003, "noise_multiplier": 1e5})
+    assert warned({**RECORD, "epsilon": 0.004, "noise_multiplier": 1e5}) == [TUNED]
+
+
 def test_a_missing_accountant_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"privacy.accountant: pld needs dp-accounting.*starling-node\[privacy\]"):
@@ -131,6 +200,23 @@ def test_secret_noise_is_never_drawn_twice(key, value):
     assert warned({**RECORD, "noise": "seeded"}, **executor) == [TUNED]
     assert warned({**RECORD, "noise": "secret"}, clock="real", **executor) == [TUNED]  # a real node has neither
     assert warned({"noise": "secret"}, **executor) == []
+
+
+@pytest.mark.parametrize("use", ["pens", "dac", "facade"])
+def test_nobody_relays_who_compares_models_on_private_data(use):
+    relay = ["privacy.mechanism=record", "privacy.epsilon=3", "privacy.when_spent=relay", "nodes=12"]
+    with pytest.raises(ConfigError, match=r'privacy.when_spent: "relay" promises .* allowed: "stop"'):
+        prepare(load("digits-gossip", ["clock=virtual", f"protocol.use={use}", *relay], {}))
+    told = prepare(load("digits-gossip", ["clock=virtual", "protocol.use=epidemic", *relay], {})).warnings
+    assert not any("when_spent" in line for line in told)
+
+
+def test_nobody_relays_whose_rule_compares_models_on_private_data():
+    relay = {**RECORD, "epsilon": 3.0, "when_spent": "relay"}
+    with pytest.raises(ConfigError, match=r"privacy\.when_spent"):
+        warned(relay, aggregation={"rule": "ubar"})
+    assert warned(relay) == [TUNED]
+    assert any("losses on private data" in line for line in warned(RECORD, aggregation={"rule": "ubar"}))
 
 
 def test_what_is_refused_is_refused_before_a_run():
@@ -160,6 +246,20 @@ def test_a_large_delta_is_held_against_the_smallest_node_that_has_data():
     line = "privacy.delta = 0.01 is not below 1/100, of the smallest node: it would allow to publish a record"
     assert warned({**RECORD, "delta": 0.01}, [0, 100, 5000]) == [line, TUNED]
     assert warned({**RECORD, "delta": 0.0099}, [0, 100, 5000]) == [TUNED]
+
+
+@pytest.mark.parametrize("mechanism", ["record", "node"])
+def test_statistics_of_all_records_are_warned_of(mechanism):
+    """One-dimensional features are scaled by them, and a record of one node moves those of all."""
+    small = ["clock=virtual", "nodes=4", f"privacy.mechanism={mechanism}", "protocol.use=local"]
+    found = {
+        data: any("standardised with the statistics of all nodes' records" in line for line in setup.warnings)
+        for data in ("breast_cancer", "digits")
+        for setup in [prepare(load("digits-gossip", [*small, f"data.name={data}"], {}))]
+    }
+    assert found == {"breast_cancer": True, "digits": False}
+    case = Case(configured({"mechanism": "none"}), DPSGD, [100], is_standardised=True)
+    assert not any(rule.applies(case) for rule in RULES)
 
 
 def test_what_a_protocol_shows_besides_models_is_told():

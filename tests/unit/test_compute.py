@@ -136,6 +136,8 @@ def test_repeats_are_steps_that_take_their_time():
 
 
 def test_the_learning_rate_is_the_schedules_or_one_s_own():
+    """A training at a rate of its own is no step of the schedule."""
+
     class Falling(Quadratic):
         def lr(self, call):
             return 1 / (call + 2)
@@ -146,11 +148,14 @@ def test_the_learning_rate_is_the_schedules_or_one_s_own():
         seen.append(ctx.lr)
         model = await ctx.train(ctx.initial_model(), lr=1.0)
         seen.append(ctx.lr)
+        model = await ctx.train(model)
+        seen.append(ctx.lr)
+        assert not ctx.is_private
         return await ctx.train(model, lr=0.0)
 
     outcome = outcome_of(behave, nodes=1, workload=Falling(1, [[6.0]]))
     assert outcome.models[0].tolist() == [6.0]
-    assert seen == [1 / 2, 1 / 3]
+    assert seen == [1 / 2, 1 / 2, 1 / 3]
 
 
 def test_mods_see_guided_training():
@@ -273,7 +278,7 @@ def test_every_step_is_charged_before_it_is_taken():
     book = Book()
 
     async def behave(ctx):
-        assert ctx.has_budget
+        assert ctx.is_private
         training = ctx.train(ctx.initial_model(), steps=2, repeats=3)
         assert book.charges == [(0, 6)]
         return await ctx.train(await training)
@@ -357,3 +362,12 @@ def test_numbers_with_a_word_before_them_are_parts_of_what_was_measured():
         "rest.accuracy": accuracy,
         "rest.loss": loss,
     }
+
+
+@pytest.mark.parametrize("is_personal", [False, True])
+def test_a_personal_model_is_judged_on_its_nodes_own_data_with_or_without_groups(is_personal):
+    async def behave(ctx):
+        ctx.record(round=0, **ctx.judge(ctx.initial_model(), is_personal=is_personal))
+
+    names = {row.metric for row in outcome_of(behave, nodes=1).recorder.rows()}
+    assert names == {"accuracy", "loss", "bytes_sent"} | ({"own_accuracy"} if is_personal else set())

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from node.config import ModelSection, TrainingSection
 from node.errors import ComputeError, ConfigError
 from node.learn.models import Model, build
-from node.learn.training import Trainer
+from node.learn.training import Guide, Trainer
 from node.learn.workload import prepare_torch
 from node.op import Key, Task
 from node.privacy import dpsgd, ghost
@@ -23,6 +23,11 @@ from node.privacy.ghost import GhostGradients
 from node.privacy.noise import Seeded, seeded
 
 PLAIN = TrainingSection(lr=0.1)
+
+
+def of(records, section=PLAIN):
+    """The same training, in batches of so many records."""
+    return section.model_copy(update={"batch_size": records})
 
 
 @pytest.fixture(autouse=True)
@@ -270,7 +275,7 @@ def test_a_layer_that_is_called_twice_is_refused():
 @pytest.mark.parametrize("kind", [Tied, Shared, Twice, Scaled], ids=lambda kind: kind.__name__)
 def test_the_reference_method_trains_what_has_no_ghost_norms(kind):
     model = Model("odd", kind)
-    found = run(PrivateTrainer(model, PLAIN, math.inf, 0.0, "vmap"), *samples(8, (6,)))
+    found = run(PrivateTrainer(model, of(8), math.inf, 0.0, "vmap"), *samples(8, (6,)))
     close(found, Trainer(model, PLAIN).train(model.initial(0), [samples(8, (6,))], 0.1))
 
 
@@ -314,7 +319,7 @@ def test_clipping_is_by_one_norm_over_all_parameters():
     rows = one_by_one(model, features, labels)
     clip = float(rows.norm(dim=1).median())
     expected = (rows * (clip / rows.norm(dim=1)).clamp(max=1)[:, None]).sum(0)
-    moved = run(PrivateTrainer(model, PLAIN, clip, 0.0), features, labels, lr=1.0) - model.initial(0)
+    moved = run(PrivateTrainer(model, of(5), clip, 0.0), features, labels, lr=1.0) - model.initial(0)
     close(moved, -expected / 5)
 
 
@@ -356,20 +361,20 @@ SECTIONS = {
 def test_without_clipping_and_noise_it_is_plain_training(method, section):
     model, lr = bundled(), 0.01
     data = samples(12, (1, 8, 8), 10)
-    found = run(PrivateTrainer(model, section, math.inf, 0.0, method), *data, steps=4, lr=lr, proximal=0.5)
+    found = run(PrivateTrainer(model, of(12, section), math.inf, 0.0, method), *data, steps=4, lr=lr, proximal=0.5)
     close(found, Trainer(model, section).train(model.initial(0), [data] * 4, lr, 0.5), 1e-4)
 
 
-def test_batches_are_of_independent_records_and_divided_by_the_expected_size():
+def test_batches_are_of_independent_records_and_divided_by_the_batch_size():
     model, (features, labels), rate = bundled(), samples(40, (1, 8, 8), 10), 0.3
-    found = run(PrivateTrainer(model, PLAIN, math.inf, 0.0), features, labels, rate, steps=3, seed=5)
+    found = run(PrivateTrainer(model, of(12), math.inf, 0.0), features, labels, rate, steps=3, seed=5)
     draws = np.random.default_rng(5)
     batches = [np.flatnonzero(draws.random(40) < rate) for _ in range(3)]
     assert len({len(batch) for batch in batches}) > 1
     expected = model.initial(0)
     for batch in batches:
         one = [(features[batch], labels[batch])]
-        expected = Trainer(model, PLAIN).train(expected, one, 0.1 * len(batch) / (rate * 40))
+        expected = Trainer(model, PLAIN).train(expected, one, 0.1 * len(batch) / 12)
     close(found, expected)
 
 
@@ -382,7 +387,7 @@ def test_an_empty_batch_is_noise_alone_and_counts(method):
     noise = normals.normals(model.dimension) + normals.normals(model.dimension)
     moved = (found - model.initial(0)).double()
     torch.testing.assert_close(
-        moved, torch.from_numpy(-0.1 * clip * multiplier * noise / (rate * 5)), rtol=1e-4, atol=1
+        moved, torch.from_numpy(-0.1 * clip * multiplier * noise / PLAIN.batch_size), rtol=1e-4, atol=1e-6
     )
 
 
@@ -397,10 +402,71 @@ def test_every_step_draws_noise_for_every_parameter():
 def test_noise_has_the_deviation_that_the_accountant_is_told():
     model = bundled()
     features, labels = samples(10, (1, 8, 8), 10)
-    quiet, loud = (PrivateTrainer(model, PLAIN, 0.5, sigma) for sigma in (0.0, 4.0))
+    quiet, loud = (PrivateTrainer(model, of(10), 0.5, sigma) for sigma in (0.0, 4.0))
     still = run(quiet, features, labels, lr=1.0)
     noisy = run(loud, features, labels, lr=1.0, noise=Seeded(Key(9, 9, 9)))
     assert float((noisy - still).std()) == pytest.approx(4.0 * 0.5 / 10, rel=0.1)
+
+
+def test_the_size_of_the_noise_does_not_tell_how_many_records_there_are():
+    """Also where a node holds fewer than a batch, and every step takes all of them."""
+    trainer = PrivateTrainer(bundled(), of(64), 1.0, 2.0)
+    deviations = []
+    for count in (9, 10, 40):
+        data = samples(count, (1, 8, 8), 10)
+        noisy = run(trainer, *data, lr=1.0, noise=Seeded(Key(3, 0, 0)))
+        deviations.append(float((noisy - run(trainer, *data, lr=1.0)).std()))
+    assert deviations == pytest.approx([deviations[0]] * 3, rel=1e-4)
+    assert deviations[0] == pytest.approx(2.0 / 64, rel=0.1)
+
+
+# What does not move
+
+
+def limited(model, clip, guide, data, method="ghost", multiplier=0.0, noise=None):
+    """What one step at rate 1 moves, a sum of clipped gradients."""
+    trainer, start = PrivateTrainer(model, of(1), clip, multiplier, method), model.initial(0)
+    rng = np.random.default_rng(0)
+    return trainer.train(start, *data, 1.0, 1, 1.0, rng, noise or Silence(), guide=guide) - start
+
+
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+@pytest.mark.parametrize("part", ["core", "head"])
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_only_what_moves_is_clipped_and_noised(name, part, method):
+    model = bundled(name)
+    cut = model.cut(1)
+    free = slice(cut) if part == "core" else slice(cut, None)
+    features, labels = samples(3, (1, 8, 8), 10)
+    rows, guide = one_by_one(model, features, labels)[:, free], Guide(part=part, cut=cut)
+    norms = rows.norm(dim=1)
+    clip = float(norms.median())
+    moved = limited(model, clip, guide, (features, labels), method)
+    expected = (rows * (clip / norms).clamp(max=1)[:, None]).sum(0)
+    close(moved[free], -expected, 1e-4)
+    counts = Silence()
+    limited(model, 1.0, guide, (features, labels), method, 1.0, counts)
+    assert counts.counts == [len(rows[0])]
+
+
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+def test_a_short_clip_is_used_up_by_what_moves(method):
+    """A frozen core, or what a mask holds still, takes nothing of it."""
+    model, data = bundled(), samples(1, (1, 8, 8), 10)
+    mask = (torch.arange(model.dimension) % 7 == 0).float()
+    guides = (None, Guide(part="head", cut=model.cut(1)), Guide(part="core", cut=model.cut(1)), Guide(mask=mask))
+    for guide in guides:
+        assert float(limited(model, 0.01, guide, data, method).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_mask_of_a_head_is_both():
+    model, data = bundled(), samples(2, (1, 8, 8), 10)
+    cut = model.cut(1)
+    mask = (torch.arange(model.dimension) % 2).float()
+    moved = limited(model, math.inf, Guide(mask=mask, part="head", cut=cut), data)
+    assert not moved[:cut].any()
+    assert not moved[mask == 0].any()
+    close(moved[cut:], -(one_by_one(model, *data).sum(0) * mask)[cut:], 1e-4)
 
 
 def test_the_same_draws_give_the_same_bits_and_others_do_not():

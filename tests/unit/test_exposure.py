@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
+from collections import deque
 
 import numpy as np
 import pytest
 
 from launch import experiment
-from logged import FULL, Averaging, Noise, simulate, steps_of
-from node import ConfigError
+from logged import FULL, Averaging, Model, Noise, simulate, steps_of
+from node import ConfigError, Ref
 from node.cli.main import main
+from node.op import Spec
 from node.privacy import gaussian
 from node.privacy.exposure import of_each, of_set
 from node.privacy.from_run import told
 from node.privacy.network import NetworkAccountant
-from node.provenance import Made, Received
+from node.provenance import Log, Made, Received
 
 DELTA = 1e-5
 
@@ -211,9 +214,10 @@ def test_what_nothing_hides_is_infinite(starling, tmp_path):
     ("arguments", "complaint"),
     [
         (["--collude", "1,two"], "--collude 1,two: allowed: numbers of nodes with commas between them"),
-        (["--collude", "1,17"], "view: node 17 is not in the log"),
+        (["--collude", "1,17"], "--collude: node 17 is not in the log"),
+        (["--collude", ""], "--collude is empty: allowed: numbers of nodes with commas between them"),
         (["--victim", "9"], "--victim 9: is not in the log; allowed: 0, 1, 2"),
-        (["--delta", "2"], "delta: 2.0; allowed: above 0 and below 1"),
+        (["--delta", "2"], "--delta: 2.0; allowed: above 0 and below 1"),
         (["--adjacency", "near"], "--adjacency near: allowed: add_remove, replace_one"),
     ],
 )
@@ -222,6 +226,71 @@ def test_wrong_input_is_one_line(starling, run_folder, arguments, complaint):
     assert (code, out) == (2, "")
     assert err.startswith(f"starling: {complaint}")
     assert err.count("\n") == 1
+
+
+def damaged(folder, run_folder, change):
+    """A copy of a run whose log's lines were changed."""
+    path = folder / "lineage" / "all.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(b"".join(change((run_folder / "lineage" / "all.jsonl").read_bytes().splitlines(keepends=True))))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda lines: [*lines[:-1], lines[-1][:-3]], r"all.jsonl: breaks off after \d+ rows; only a whole simulation"),
+        (lambda lines: lines[:-1], r"all.jsonl: breaks off"),
+        (lambda lines: lines[: len(lines) // 2], r"all.jsonl: breaks off"),
+        (lambda lines: [*lines[:4], lines[4][:9], *lines[5:]], r"all.jsonl, line 5: no record"),
+        (lambda lines: [*lines[:4], lines[4][:9] + b"\n", *lines[5:]], r"all.jsonl, line 5: no record"),
+        (lambda lines: lines[1:], r"all.jsonl: has \d+ rows of \d+; the others are missing"),
+        (lambda lines: [*lines[:-5], *lines[-3:]], r"all.jsonl: has \d+ rows of \d+"),
+        (lambda lines: [*lines, lines[0]], r"all.jsonl, line \d+: there is more than its end"),
+        (lambda lines: [*lines[1:-1], b'["end",%d]\n' % (len(lines) - 2)], r"value \d+ was made by no row before"),
+        (lambda lines: [b"\xff\xfe\n", *lines], r"all.jsonl, line 1: no record"),
+    ],
+)
+def test_a_damaged_simulation_is_refused(starling, run_folder, tmp_path, change, complaint):
+    damaged(tmp_path, run_folder, change)
+    code, out, err = starling(tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(complaint, err)
+
+
+def test_a_folder_is_no_log(starling, tmp_path):
+    (tmp_path / "lineage" / "all.jsonl").mkdir(parents=True)
+    code, out, err = starling(tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "all.jsonl: cannot be read: Is a directory" in err
+
+
+def test_what_is_missing_of_a_real_run_is_said(starling, tmp_path):
+    """Node 0 was killed in the middle of a line; of node 2 there is nothing."""
+    (tmp_path / "experiment.toml").write_text("nodes = 3\n")
+    folder, content = tmp_path / "lineage", memoryview(b"12345678")
+    model = Ref(0, Spec((2,)), deque())
+    killed, other = Log.of_life(folder, 0), Log.of_life(folder, 1)
+    killed.made(0, model, "quadratic:train", [Ref(-1, Spec((2,)), deque())], {})
+    killed.left(0, model, content)
+    with (folder / "0-0.jsonl").open("ab") as file:
+        file.write(b'["made",0,1,"o')
+    arrived = Ref(-2, Spec((2,)), deque())
+    other.came(1, arrived, content)
+    other.received(1, 0, Model(round=0, model=arrived))
+    other.made(1, Ref(0, Spec((2,)), deque()), "quadratic:train", [arrived], {})
+    other.close()
+    code, out, _ = starling(tmp_path)
+    assert code == 0
+    assert out.startswith("incomplete (non-adaptive): ")
+    assert out.splitlines()[-2:] == [
+        f"missing: {gap}; figures are of the rest, and may be too small"
+        for gap in (
+            "0-0.jsonl breaks off after 2 rows: its process was killed, or rows are missing",
+            "2-0.jsonl is missing",
+        )
+    ]
+    told = json.loads(starling(tmp_path, "--json")[1])
+    assert (told["label"], len(told["missing"])) == ("incomplete (non-adaptive)", 2)
 
 
 def test_a_run_without_a_log_is_told_how_to_get_one(starling, tmp_path):

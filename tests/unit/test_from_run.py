@@ -191,6 +191,19 @@ def test_an_incomplete_masked_sum_says_nothing():
     assert (1, 0) in told_.links
 
 
+def test_who_sends_its_part_twice_is_one_sender():
+    """A node that came back, say: the sum is complete with the last sender, and is the same as ever."""
+    again = made(1, 21, "node.privacy.masking:masked", 1, weight=0.25, round=2, receiver=0, senders=[1, 2, 3])
+    first, *rest = [step for step in masked((1, 2, 3)) if isinstance(step, Arrived)]
+    log = [step for step in masked((1, 2, 3)) if not isinstance(step, Arrived)] + [again, first]
+    early = told([*log, Arrived(0, 1, (21,)), rest[0]])
+    assert early.lineage.received == []
+    for order in ([Arrived(0, 1, (21,)), *rest], [*rest, Arrived(0, 1, (21,))]):
+        accountant = NetworkAccountant(told([*log, *order]).lineage, {0})
+        assert accountant.rank == 1
+        assert [accountant.leverage(node) for node in (1, 2, 3)] == pytest.approx([1 / 3] * 3)
+
+
 def test_two_masked_sums_are_two():
     other = [
         made(node, node + 20, "node.privacy.masking:masked", node, weight=0.5, round=3, receiver=9, senders=[1, 2, 3])

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from node import Context, Message, Mod, Protocol, Ref, op
+from node.attack.byzantine import ATTACKS
 from node.attack.liar import Board, Boost, Byzantine, Witness, boosted
 from node.config import TopologySection
 from node.errors import ConfigError
 from node.learn.robust import nonfinite, robust_mix
 from node.learn.workers import find
+from node.op import Spec
 from node.testing import Quadratic, check_op, run_protocol
 
 NODES, LIARS = 6, (1, 4)
@@ -135,6 +137,73 @@ def test_two_runs_tell_the_same_lies():
     first = simulate("gaussian", rounds=2)
     second = simulate("gaussian", rounds=2)
     assert all(np.array_equal(first[node], second[node]) for node in range(NODES))
+
+
+class Parts(Message, name="test.liar/parts/1", key=("round",), any_shape=True):
+    round: int
+    core: Ref
+    heads: dict[str, Ref]
+    kept: Ref
+
+
+@op(spec=lambda inputs, static: Spec((2,), inputs[0].dtype))
+def half(model, *, of):
+    return model[2 * of : 2 * of + 2]
+
+
+@op(spec=lambda inputs, static: Spec(inputs[0].shape, "int32"))
+def counted(model):
+    return model.to(torch.int32)
+
+
+class InParts(Exchange):
+    """Sends a core, a head under its number, and whole numbers; notes what came of each."""
+
+    async def run(self, ctx: Context):
+        model = ctx.apply(start, ctx.initial_model(), node=ctx.me)
+        for round in range(self.config.rounds):
+            core, head, kept = ctx.apply(half, model, of=0), ctx.apply(half, model, of=1), ctx.apply(counted, model)
+            mine = Parts(round=round, core=core, heads={str(ctx.me % 2): head}, kept=kept)
+            await ctx.send(ctx.neighbours(round), mine)
+            for sender, told in (await ctx.collect(Parts, frm=ctx.sources(round), round=round)).items():
+                values = await ctx.values([told.core, *told.heads.values(), told.kept])
+                heard[ctx.me, sender, round] = [value.tolist() for value in values]
+        return model
+
+
+def in_parts(attack, rounds=1, **config):
+    liar = Byzantine(Byzantine.Config(attack=attack, byzantine=LIARS, **config))
+    protocol, topology = InParts(InParts.Config(rounds=rounds)), TopologySection(kind="full")
+    run_protocol(protocol, NODES, workload=InTensors(NODES), topology=topology, mods=[liar])
+
+
+def test_all_weights_of_a_message_are_lied_about_wherever_they_are_and_nothing_else():
+    in_parts("sign-flip")
+    for (_, sender, _), (core, head, kept) in heard.items():
+        sign = -1.0 if sender in LIARS else 1.0
+        assert core == head == [sign * (sender + 1)] * 2
+        assert kept[0] == sender + 1
+
+
+@pytest.mark.parametrize("attack", sorted(set(ATTACKS) - {"alie"}))
+def test_whole_numbers_harm_no_attack(attack):
+    in_parts(attack, rounds=2)
+    assert len(heard) == NODES * (NODES - 1) * 2
+
+
+def test_everyone_is_told_the_same_lie_of_each_part():
+    in_parts("gaussian")
+    for liar in LIARS:
+        told = [heard[to, liar, 0] for to in range(NODES) if to != liar]
+        assert all(each == told[0] for each in told)
+
+
+def test_a_liar_knows_others_by_what_they_have_in_the_same_place():
+    in_parts("ipm", rounds=2, epsilon=1.0)
+    honest = [node for node in range(NODES) if node not in LIARS]
+    core, head, _ = heard[0, 1, 1]
+    assert core == [pytest.approx(-np.mean([node + 1 for node in honest]))] * 2
+    assert head == [pytest.approx(-np.mean([node + 1 for node in honest if node % 2 == 1]))] * 2
 
 
 # What a liar knows

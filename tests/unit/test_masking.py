@@ -12,6 +12,7 @@ from node.errors import BadSignature, ComputeError, ProtocolError
 from node.op import Key, Spec, Task
 from node.privacy.keys import PairSecrets, Rounds
 from node.privacy.masking import (
+    FARTHEST,
     LIMIT,
     SCALE,
     Contributions,
@@ -21,6 +22,7 @@ from node.privacy.masking import (
     correction,
     mask,
     masked,
+    plausible,
     quantise,
     unmask,
     unmasked,
@@ -291,6 +293,34 @@ def test_the_ops_weigh_mask_and_sum():
     found = unmasked.solve(Task(tuple(values), {}, Key(0, 99, 0)))
     expected = plain([vector * weight for vector, weight in zip(vectors, weights, strict=True)])
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2 / SCALE)
+
+
+def judged(total, own, senders=3, weight=0.75):
+    task = Task((torch.tensor(total), torch.tensor(own)), {"weight": weight, "senders": senders}, Key(0, 99, 0))
+    return plausible.solve(task)["plausible"]
+
+
+def test_a_sum_is_plausible_near_the_own_model_and_in_range():
+    assert judged([0.75, -0.75], [1.0, -1.0])
+    assert judged([0.75 * (1 + FARTHEST), 0.0], [1.0, 0.0])
+    assert not judged([0.76 * (1 + FARTHEST), 0.0], [1.0, 0.0])
+    assert judged([0.74 * FARTHEST, 0.0], [0.0, 0.0])  # of a model that is small, as at the start
+    assert not judged([0.76 * FARTHEST, 0.0], [0.0, 0.0])
+    assert judged([0.75 * 80.0, 0.0], [10.0, 0.0])  # noisy models differ by as much as they are large
+    large = [600.0, 0.0]
+    assert judged([LIMIT / 3 - 1, 0.0], large)
+    assert not judged([LIMIT / 3, 0.0], large)
+    assert not judged([LIMIT / 3 - 1, 0.0], large, senders=4)
+    assert not judged([0.1, 0.0], [float("nan"), 0.0])
+    assert plausible.spec([Spec((2,)), Spec((2,))], {}).names == ("plausible",)
+
+
+def test_a_part_of_random_words_makes_no_plausible_sum():
+    vectors, rng = models(3, seed=2), np.random.default_rng(0)
+    lie = torch.from_numpy(rng.integers(-(2**31), 2**31, 50).astype(np.int32))
+    parts = [mask(vector * 0.25, sum_of(3), secrets(me)) for me, vector in enumerate(vectors)]
+    assert judged(unmask(parts).tolist(), vectors[0].tolist())
+    assert not judged(unmask([*parts[:2], lie]).tolist(), vectors[0].tolist())
 
 
 def test_what_is_masked_and_summed_is_left_as_it_was():

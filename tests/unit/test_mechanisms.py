@@ -130,9 +130,10 @@ def test_a_signed_key_that_nothing_can_be_agreed_with_is_refused(useless):
         masked(keys, torch.zeros(4), senders=(0, 1, 2))
 
 
-def test_every_life_has_a_key_of_its_own():
+@pytest.mark.parametrize("way", ["real", "unrepeatable"])
+def test_every_life_has_a_key_of_its_own(way):
     """So that what an earlier life has masked can never be masked alike again; the others go on with the new key."""
-    make = real_keys()
+    make = WAYS[way]()
     alice, bob, carol = acquainted(make)
     before = alice.masked
     again = make(1)

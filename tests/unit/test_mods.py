@@ -217,6 +217,28 @@ def test_a_wrapped_run_that_changes_nothing_is_the_same_run():
     assert all(np.array_equal(wrapped.models[node], plain.models[node]) for node in (0, 1))
 
 
+def test_what_is_alike_is_sent_together_and_what_is_not_apart():
+    told = []
+
+    class Tell(Mod):
+        """Tells node 2 something else, and node 3 nothing."""
+
+        def outgoing(self, ctx, to, message):
+            return {2: Note(round=1), 3: None}.get(to, message)
+
+    class Fan(Protocol):
+        async def run(self, ctx):
+            if ctx.me == 0:
+                await ctx.send((1, 2, 3, 4), Note(round=0))
+            elif ctx.me != 3:
+                heard = await ctx.collect(Note, frm=(0,), round=int(ctx.me == 2))
+                told.append((ctx.me, heard[0].round))
+
+    outcome = run_protocol(Fan(), 5, mods=[Tell()])
+    assert sorted(told) == [(1, 0), (2, 1), (4, 0)]
+    assert outcome.messages == 3
+
+
 def test_options_of_a_mod():
     class Noisy(Mod):
         class Config(Mod.Config):

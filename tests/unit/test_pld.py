@@ -78,3 +78,9 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     with pytest.raises(ConfigError, match=r"starling-node\[privacy\]") as refusal:
         pld.epsilon_of([Steps(1.23, 0.5, 3)], DELTA)
     assert len(str(refusal.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("sigma", "q", "steps"), [(0.01, 0.01, 1000), (0.01, 1, 1), (0.03, 1, 1), (0.2, 1, 10**6)])
+def test_so_little_noise_that_it_would_not_end_is_refused_at_once(sigma, q, steps):
+    with pytest.raises(ConfigError, match=r"^method: pld would need .* bins .*; allowed: up to 2e\+07; take rdp"):
+        pld.epsilon_of([Steps(sigma, q, steps)], 1e-5)

@@ -46,7 +46,7 @@ def refusal(use, kind=Protocol, key="protocol.use", group=GROUP):
 
 def test_every_bundled_protocol_is_found():
     names = registered(GROUP)
-    assert {"adpsgd", "dpsgd", "epidemic", "fedavg", "local", "pushsum"} <= set(names)
+    assert {"adpsgd", "cpfl", "dpsgd", "epidemic", "fedavg", "local", "pushsum"} <= set(names)
     assert {"pens", "dac", "facade", "oracle"} <= set(names)
     assert {"finetuned", "fedper", "deprl", "ditto", "pfedme", "dispfl"} <= set(names)
     assert {"decor", "muffliato", "secagg", "shatter", "zipdl"} <= set(names)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from node import ConfigError, Protocol, ProtocolError, ShownKey, TopologySection
+from node import ConfigError, Protocol, ProtocolError, ShownKey, TopologySection, scale
 from node.private import Hop, weight_at
 from node.testing import run_protocol
 from node.topology import build
@@ -160,12 +160,15 @@ def test_a_sum_is_made_of_parts_that_mean_the_same():
             return
         unmasked = ctx.privacy.unmasked
         lacking = {node: parts[node] for node in (1, 2)}
-        assert unmasked({}, (), 0) is None
-        assert unmasked(lacking, senders, 0) is None
-        assert unmasked({**lacking, 3: (parts[3][0], b"other")}, senders, 0) is None
-        assert unmasked({**lacking, 3: (model, parts[3][1])}, senders, 0) is None
-        assert unmasked(parts, senders, 1) is None
-        total = unmasked(parts, senders, 0)
+        assert await unmasked(model, {}, (), 0) is None
+        assert await unmasked(model, lacking, senders, 0) is None
+        assert await unmasked(model, {**lacking, 3: (parts[3][0], b"other")}, senders, 0) is None
+        assert await unmasked(model, {**lacking, 3: (model, parts[3][1])}, senders, 0) is None
+        assert await unmasked(model, parts, senders, 1) is None
+        with capture_logs() as logs:
+            assert await unmasked(ctx.apply(scale, model, by=0.1), parts, senders, 0) is None
+        assert [(line["event"], line["round"]) for line in logs] == [("sum dropped", 0)]
+        total = await unmasked(model, parts, senders, 0)
         expected = sum(0.25 * np.arange(4 * node, 4 * node + 4) for node in (1, 2, 3))
         assert np.asarray(await ctx.value(total)) == pytest.approx(expected, abs=2e-6)
 

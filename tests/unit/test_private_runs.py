@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from node.cli.figures import key_figures, privacy_figures
 from node.cli.progress import Progress
 from node.cli.report import write_report
 from node.cli.runs import load_run
+from node.cli.summary import Summary
 from node.config import ExperimentConfig
 from node.errors import BudgetSpent
 from node.experiment.loading import load
-from node.experiment.result import write_run
+from node.experiment.real import _gather
+from node.experiment.result import Result, write_run
 from node.experiment.setup import prepare
 from node.experiment.virtual import run_virtual
+from node.live.channel import Work
 from node.privacy.budget import NodeAccountant
 from node.record import Recorder
 
@@ -112,6 +116,7 @@ def test_the_summary_says_all_that_an_epsilon_means():
     }
     assert (private["sigma"], private["clip"], private["sampling"], private["budget"]) == (2.0, 0.5, "poisson", 100.0)
     assert (private["noise"], private["insecure_noise"], private["side_channels"]) == ("seeded", True, [])
+    assert private["public"] == ["number of records of each node"]
     assert len(private["warnings"]) == 1
     json.dumps(private, allow_nan=False)
 
@@ -129,9 +134,18 @@ def test_without_noise_epsilon_is_infinite_and_said_to_be():
     summary = summarised(*RECORD, "privacy.noise_multiplier=0")
     private = summary["privacy"]
     assert private["epsilon"] == {"mean": None, "max": None}
-    assert private["guarantee"].startswith("(inf, 1e-05)-DP")
+    assert private["guarantee"] == "no differential privacy"
+    assert next(running._privacy(summary)) == "privacy: no differential privacy; noise is none"
     assert any("no guarantee" in warning for warning in private["warnings"])
     json.dumps(summary, allow_nan=False)
+
+
+def test_a_spread_of_nothing_known_is_not_available():
+    spread = {name: None for name in ("mean", "std", "min", "max")}
+    summary = summarised(*RECORD, "privacy.noise_multiplier=0")
+    assert summary["metrics"]["epsilon"] == spread
+    shown = key_figures(Summary.model_validate(summary))
+    assert shown["epsilon per record, add-remove, T1"].text == "n/a"
 
 
 def test_without_privacy_nothing_is_told():
@@ -142,9 +156,23 @@ def test_without_privacy_nothing_is_told():
 
 def test_a_server_has_nothing_to_spend():
     setup, result = simulated("protocol.use=fedavg", "protocol.sample=2", *RECORD)
-    assert sorted(result.spent) == sorted({row.node for row in result.recorder.rows() if row.metric == "epsilon"})
-    assert 0 not in result.spent
+    assert sorted(result.spent) == [1, 2, 3, 4, 5]
+    assert {row.node for row in result.recorder.rows() if row.metric == "epsilon"} < set(result.spent)
     assert result.summary(setup)["privacy"]["epsilon"]["max"] > 0
+
+
+def test_who_spent_nothing_counts_in_the_mean_of_both_worlds():
+    """Of a real run, the supervisor knows only what nodes have said before each training."""
+    setup, result = simulated("protocol.use=fedavg", "protocol.sample=2", "protocol.rounds=1", *RECORD)
+    virtual = result.summary(setup)["privacy"]["epsilon"]
+    assert any(not state["steps"] for state in result.spent.values())
+    assert virtual["mean"] < virtual["max"] / 2
+    said = {node: state if state["steps"] else None for node, state in result.spent.items()}
+    work = Work(0, 0, 0, 0)
+    children = [SimpleNamespace(node=node, finished=None, work=work, spent=said.get(node)) for node in range(6)]
+    real = Result(Recorder())
+    _gather(setup, children, real)
+    assert real.summary(setup)["privacy"]["epsilon"] == virtual
 
 
 # Budgets

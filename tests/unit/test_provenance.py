@@ -91,7 +91,9 @@ def test_a_simulation_writes_in_large_pieces_and_all_of_it_in_the_end(tmp_path):
         for value in range(1, 40_000):
             log.made(0, ref(value), "op", [], {})
         assert 1 << 20 < path.stat().st_size < 2 << 20
-    assert [row[2] for row in lines(path)] == list(range(40_000))
+    *rows, end = lines(path)
+    assert [row[2] for row in rows] == list(range(40_000))
+    assert end == ["end", 40_000]
 
 
 def test_a_folder_that_takes_no_more_is_an_error_of_one_line(tmp_path):
@@ -183,7 +185,47 @@ def test_half_a_line_at_the_end_is_of_a_process_that_was_killed(tmp_path):
     process.make(0, -1)
     path = tmp_path / "0-0.jsonl"
     path.write_bytes(path.read_bytes() + b'["made",0,1,"o')
-    assert read(tmp_path) == [Made(0, 1, "op", (PUBLIC,), {})]
+    gaps = []
+    assert read(tmp_path, 1, gaps.append) == [Made(0, 1, "op", (PUBLIC,), {})]
+    assert gaps == ["0-0.jsonl breaks off after 1 rows: its process was killed, or rows are missing"]
+
+
+def test_of_whole_files_nothing_is_missing(tmp_path):
+    for node in (0, 0, 1):
+        process = Process(tmp_path, node)
+        process.make(0, -1)
+        process.log.close()
+    gaps = []
+    assert len(read(tmp_path, 2, gaps.append)) == 3
+    assert gaps == []
+    (tmp_path / "0-0.jsonl").unlink()
+    read(tmp_path, 4, gaps.append)
+    assert gaps == [f"{name}.jsonl is missing" for name in ("0-0", "2-0", "3-0")]
+
+
+def test_rows_that_are_missing_of_a_whole_file_are_noticed(tmp_path):
+    process = Process(tmp_path, 0)
+    for value in range(4):
+        process.make(value, -1)
+    process.log.close()
+    path = tmp_path / "0-0.jsonl"
+    rows = path.read_bytes().splitlines(keepends=True)
+    for at in range(4):
+        path.write_bytes(b"".join(row for number, row in enumerate(rows) if number != at))
+        with pytest.raises(ConfigError, match="has 3 rows of 4"):
+            read(tmp_path)
+
+
+def test_a_value_that_nobody_made_is_not_public(tmp_path):
+    Process(tmp_path, 0).make(3, 2)
+    with pytest.raises(ConfigError, match=r"0-0.jsonl: value 2 was made by no row before its use"):
+        read(tmp_path)
+
+
+def test_metrics_that_an_op_takes_are_left_out_too(tmp_path):
+    log = Log.of_life(tmp_path, 0)
+    log.made(0, ref(1), "choose", [ref(-1), ref(0, Spec((2,), "float64", ("accuracy", "loss")))], {})
+    assert read(tmp_path) == [Made(0, 1, "choose", (PUBLIC,), {})]
 
 
 @pytest.mark.parametrize("line", [b"nonsense", b'["lost",0,1]', b'["received",0]', b"[]", b'["made",0,"x","op",[],{}]'])

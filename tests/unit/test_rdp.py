@@ -151,3 +151,15 @@ def test_a_delta_that_is_none_is_refused():
     for convert in (rdp.epsilon_of, rdp.older_epsilon_of):
         with pytest.raises(ConfigError, match="delta: 1"):
             convert(rdp.gaussian(1), 1)
+
+
+def test_noise_without_end_costs_nothing():
+    for curve in (rdp.poisson(math.inf, 0.1), rdp.poisson(math.inf, 1), rdp.without_replacement(math.inf, 0.1)):
+        assert not curve.any()
+
+
+def test_no_order_shows_less_than_the_least():
+    assert rdp.least_epsilon(1e-5) == pytest.approx(0.0035014, abs=1e-7)
+    assert rdp.least_epsilon(1e-5) < rdp.least_epsilon(1e-5, rdp.ORDERS) == pytest.approx(0.1028673, abs=1e-7)
+    curve = rdp.poisson(1e4, 0.01, rdp.MANY_ORDERS)
+    assert rdp.epsilon_of(curve, 1e-5, rdp.MANY_ORDERS)[0] == pytest.approx(rdp.least_epsilon(1e-5), rel=1e-3)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node import Context, Protocol, ProtocolError, Spec
+from node import Context, Protocol, Spec
 from node import sparse as module
 from node.config import DataSection, ModelSection, TrainingSection
 from node.learn.data import federate
@@ -119,7 +119,7 @@ def test_what_is_packed_unpacks_to_the_same_in_either_library(library, size):
     assert (len(values), len(bits)) == (count, -(-size // 8))
     assert str(bits.dtype).removeprefix("torch.") == "uint8"
     assert np.asarray(bits).tolist() == np.packbits(np.asarray(mask) != 0, bitorder="little").tolist()
-    again = solved(module._unpacked_mask, mask, bits, count=count)
+    again = solved(module.unpacked_mask, mask, bits, count=count)
     assert np.array_equal(again, mask)
     assert np.array_equal(solved(module._unpacked, again, values), np.asarray(model) * np.asarray(mask))
 
@@ -127,21 +127,21 @@ def test_what_is_packed_unpacks_to_the_same_in_either_library(library, size):
 @pytest.mark.parametrize("wrong", [0, 1, 255])
 def test_bits_of_another_number_of_elements_keep_none(wrong):
     like, bits = torch.ones(16), torch.full((2,), wrong, dtype=torch.uint8)
-    mask = solved(module._unpacked_mask, like, bits, count=8)
+    mask = solved(module.unpacked_mask, like, bits, count=8)
     assert not mask.any()
     assert not solved(module._unpacked, mask, torch.ones(8)).any()
 
 
 def test_bits_beyond_the_last_element_mean_nothing():
     bits = torch.tensor([0b11111111, 0b11111111], dtype=torch.uint8)
-    assert torch.equal(solved(module._unpacked_mask, torch.zeros(9), bits, count=9), torch.ones(9))
+    assert torch.equal(solved(module.unpacked_mask, torch.zeros(9), bits, count=9), torch.ones(9))
 
 
 def test_the_ops_keep_their_promises():
     model, mask = np.arange(1.0, 11.0), np.array([1.0, 0] * 5)
     check_op(module._packed, [model, mask], count=5)
     check_op(module._bits, [mask])
-    check_op(module._unpacked_mask, [mask, np.array([0b01010101, 0b01], np.uint8)], count=5)
+    check_op(module.unpacked_mask, [mask, np.array([0b01010101, 0b01], np.uint8)], count=5)
     check_op(module._unpacked, [mask, np.arange(5.0)])
     check_op(module._kept_mean, [model, np.arange(10.0), mask])
     assert module._bits.spec([Spec((17,))], {}) == Spec((3,), "uint8")
@@ -224,18 +224,12 @@ def test_batched_regrowth_equals_each_alone():
     assert all(map(torch.equal, BatchedExecutor().solve(work.sparse.regrow, tasks), alone))
 
 
-@pytest.mark.parametrize("has_budget", [False, True])
-def test_under_a_privacy_budget_masks_do_not_regrow(has_budget):
+def test_no_share_is_no_new_mask():
     async def behave(ctx):
-        ctx._world.ledger = object() if has_budget else None
         sparse = ctx.sparse(0.5)
         mask = sparse.mask()
         assert sparse.regrow(ctx.initial_model(), mask, 0.0) is mask
-        if has_budget:
-            with pytest.raises(ProtocolError, match="masks regrow by a gradient that no privacy budget covers"):
-                sparse.regrow(ctx.initial_model(), mask, 0.5)
-        else:
-            assert sparse.regrow(ctx.initial_model(), mask, 0.5) is not mask
+        assert sparse.regrow(ctx.initial_model(), mask, 0.5) is not mask
 
     outcome_of(behave, Quadratic(1))
 

@@ -44,7 +44,8 @@ class AttributeAttack(Curious):
         features = scene.federation.train.features
         if features.ndim != 2 or config.column >= features.shape[1]:
             shape = list(features.shape[1:])
-            raise ConfigError(f"attackers.column: {config.column} of samples of shape {shape}; they need such a column")
+            instead = "tables, as data.name = 'breast_cancer'" if features.ndim != 2 else f"below {shape[0]}"
+            raise ConfigError(f"attackers.column: {config.column} of samples of shape {shape}; allowed: {instead}")
         column = features[:, config.column]
         above = column > column.median()
         if not above.any():

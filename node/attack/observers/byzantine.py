@@ -49,6 +49,7 @@ class ByzantineNodes(Attack):
         """Scale up what is trained on bad data, to survive being mixed with this weight; 0: do not."""
 
     config: Config
+    is_lie = True
 
     def __init__(self, config: Config, nodes: tuple[int, ...], scene: Scene) -> None:
         super().__init__(config, nodes, scene)
@@ -69,6 +70,11 @@ class ByzantineNodes(Attack):
                 known = "fraction, target, boost" if config.attack == "backdoor" else "boost"
                 raise ConfigError(f"attackers.{odd[0]}: no option of {config.attack!r}; allowed: {known}")
             return
+        if experiment.protocol.use == "secagg":
+            raise ConfigError(
+                "attackers.attack: 'secagg' sends masked whole numbers, which are no weights to lie about; allowed with"
+                f" it: {', '.join(_IN_DATA)}"
+            )
         if config.attack not in ATTACKS:
             known = ", ".join((*ATTACKS, *_IN_DATA))
             raise ConfigError(f"attackers.attack: no attack is called {config.attack!r}; known: {known}")

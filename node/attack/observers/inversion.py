@@ -25,6 +25,7 @@ from node.config import ExperimentConfig
 from node.errors import ComputeError, ConfigError
 from node.learn.models import Dense
 from node.op import Ref, Spec, Task
+from node.privacy.chunks import partition
 
 if TYPE_CHECKING:
     from node.context import Context
@@ -33,6 +34,12 @@ _MOST_DB = 150.0
 """What an exact reconstruction counts for, so that means are numbers."""
 _MOST_PIXELS = 4_096
 """Larger pictures are measured, but not kept."""
+_UNSUITED = {
+    "dispfl": "with 'dispfl' nobody knows the start of a model under another mask",
+    "pfedme": "'pfedme' has rates of its own",
+}
+"""Why the updates of some protocols cannot be matched."""
+_PLAIN_SGD = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
 _SMOOTH = (torch.nn.Sigmoid, torch.nn.Tanh, torch.nn.GELU, torch.nn.SiLU, torch.nn.Softplus)
 
 
@@ -46,7 +53,8 @@ class InversionAttack(Curious):
         """Attack at most so many messages of a round, drawn by seed: each takes seconds."""
         method: Literal["auto", "analytic", "dlg", "cosine"] = "auto"
         """``analytic``: a first fully connected layer gives away a single sample; ``dlg``: for smooth activations;
-        ``cosine``: for any; ``auto``: whichever of them suits the model."""
+        ``cosine``: for any; ``auto``: whichever of them suits the model. A part of a model, which does not tell the
+        labels by itself, is always left to ``dlg``."""
         iterations: int = Field(600, ge=1)
         """Of ``dlg`` and ``cosine``."""
         tv: float = Field(0.0, ge=0)
@@ -71,39 +79,59 @@ class InversionAttack(Curious):
 
     @classmethod
     def check(cls, config: Config, nodes: tuple[int, ...], experiment: ExperimentConfig) -> None:
-        """Raise ConfigError for messages of scattered elements, which this attack does not match."""
-        if experiment.protocol.use == "shatter":
-            raise ConfigError("attackers.kind: inversion matches whole models or cores, not the chunks of 'shatter'")
+        """Raise ConfigError for updates that are not ``training.lr`` times gradients from a start that can be known."""
+        if why_not := _UNSUITED.get(experiment.protocol.use):
+            raise ConfigError(f"attackers.kind: inversion divides updates by training.lr, but {why_not}")
+        for key, plain in _PLAIN_SGD.items():
+            if (value := getattr(experiment.training, key)) != plain:
+                raise ConfigError(
+                    f"training.{key}: {value!r}, but inversion takes an update for gradients of plain SGD, times "
+                    f"training.lr; allowed with it: {plain!r}"
+                )
 
     def attack(self, ctx: Context, round: int, seen: Sequence[Seen], own: Own) -> Sequence[Ref]:
         """One op for each message."""
         return [
-            ctx.apply(self._op, message.model, own.start, victim=message.sender, round=round, observed=message.observed)
-            for message in seen
+            ctx.apply(
+                self._op,
+                each.model,
+                own.start,
+                victim=each.sender,
+                round=round,
+                observed=each.observed,
+                chunk=each.chunk,
+            )
+            for each in seen
         ]
 
     def _solve(self, task: Task) -> dict[str, float]:
         received, start = (model.cpu().double() for model in task.inputs)
-        victim, observed = task.static["victim"], task.static["observed"]
-        update = ((start - received) / self.scene.config.training.lr)[:observed]
+        victim, round = task.static["victim"], task.static["round"]
+        places = self._places(task.static["observed"], task.static["chunk"], round)
+        update = (start - received)[places] / self.scene.config.training.lr
         if not torch.isfinite(update).all() or not update.any():
             return dict.fromkeys(self._names, math.nan)
         try:
-            features, labels = self._found(start, update, victim, task.static["round"])
+            features, labels = self._found(start, update, places, victim, round)
         except ComputeError:  # no unit of the layer was active
             return dict.fromkeys(self._names, math.nan)
         return dict(zip(self._names, self._judged(features, labels, victim), strict=True))
 
-    def _found(self, start: Tensor, update: Tensor, victim: int, round: int) -> tuple[Tensor, Tensor]:
+    def _places(self, observed: int, chunk: int | None, round: int) -> Tensor:
+        """Which coordinates have come: the first ones, or those of a chunk by the round's public partition."""
+        if chunk is None:
+            return torch.arange(observed)
+        sizes = tuple(part.stop - part.start for _, part, _ in self.scene.model.parts)
+        options = self.scene.options
+        return torch.tensor(partition(sizes, options.chunks, options.beacon, round)[chunk])
+
+    def _found(self, start: Tensor, update: Tensor, places: Tensor, victim: int, round: int) -> tuple[Tensor, Tensor]:
         """Features [samples, *shape] and labels [samples] that explain an update."""
         scene, model = self.scene, self.scene.model
         steps = self._steps(victim)
         samples = sum(map(len, steps.batches))
         is_whole = len(update) == model.dimension
-        labels = None
-        if is_whole:
-            gradient = inversion.output_bias(model, update) / len(steps.batches)
-            labels = torch.from_numpy(inversion.labels_of(gradient, samples))
+        labels = self._labels(update, places, samples, len(steps.batches))
         shape = (samples, *scene.federation.train.features.shape[1:])
         method = self._method(samples, is_whole)
         if method == "analytic":
@@ -114,11 +142,20 @@ class InversionAttack(Curious):
         search: Method = DLG(self.config.iterations, tv=self.config.tv)
         if method == "cosine":
             search = CosineMatching(self.config.iterations, tv=self.config.tv)
-        places = None if is_whole else torch.arange(len(update))
-        leak = Leak(start, update, places, steps if len(steps.batches) > 1 else None)
+        leak = Leak(start, update, None if is_whole else places, steps if len(steps.batches) > 1 else None)
         rng = np.random.default_rng([scene.config.seed, victim, round, *b"inversion"])
         found = inversion.invert(model.logits, [leak], shape, labels, search, rng, restarts=self.config.restarts)
         return found.features, found.labels
+
+    def _labels(self, update: Tensor, places: Tensor, samples: int, steps: int) -> Tensor | None:
+        """Labels int64 [samples]; None where a part of a model does not prove as many (:func:`inversion.labels_of`)."""
+        model = self.scene.model
+        if len(update) == model.dimension:
+            gradient = inversion.output_bias(model, update) / steps
+            return torch.from_numpy(inversion.labels_of(gradient, samples))
+        _, bias, shape = model.parts[-1]
+        proven = places[(places >= bias.start) & (update < 0)] - bias.start
+        return proven if len(shape) == 1 and len(proven) == samples else None
 
     def _steps(self, victim: int) -> LocalSteps:
         """What the attacker takes the victim's steps for: each of other samples, as in a first pass over its data."""
@@ -129,12 +166,14 @@ class InversionAttack(Curious):
         return LocalSteps(training.lr, tuple(tuple(range(s * size, (s + 1) * size)) for s in range(steps)))
 
     def _method(self, samples: int, is_whole: bool) -> str:
+        if not is_whole:
+            return "dlg"
         if self.config.method != "auto":
             return self.config.method
-        if isinstance(self.scene.model, Dense) and samples == 1 and is_whole:
+        if isinstance(self.scene.model, Dense) and samples == 1:
             return "analytic"
         is_smooth = any(isinstance(part, _SMOOTH) for part in self.scene.model.module.modules())
-        return "dlg" if is_smooth or not is_whole else "cosine"
+        return "dlg" if is_smooth else "cosine"
 
     def _judged(self, features: Tensor, labels: Tensor, victim: int) -> list[float]:
         """The metrics, and the pixels of the best picture and of the image that it is of.

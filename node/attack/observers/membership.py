@@ -8,7 +8,8 @@ non-members are of the same distribution (:mod:`node.attack.truth`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor, cat
 from node.attack import lira, metrics, references, rmia
 from node.attack.attacker import Scene
 from node.attack.audit import audit
-from node.attack.sampling import Curious, Own, Seen
-from node.attack.scores import SCORES, label_probability, phi
+from node.attack.sampling import Curious, Own, Seen, record
+from node.attack.scores import SCORES, label_probability, loss, phi, trajectory
 from node.attack.truth import Labelled
 from node.op import Ref, Spec, Task, Value
 
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 _CURVE_POINTS = 60
 _MOST_TRIALS = 20_000
 """Drawn from all, for a bound on epsilon: it tries every threshold."""
+_MOST_RESAMPLED, _RESAMPLES = 5_000, 200
+"""Samples drawn from all for intervals, and how often; with fewer samples, intervals are wider."""
+_TRAJECTORY = "membership_trajectory_auc"
+_LEAST_ROUNDS, _LEAST_KNOWN = 3, 20
+"""Messages of a victim, and known samples of either side, below which there is no course to learn from."""
+_KNOWN = 0.7
 
 
 class Scored(NamedTuple):
@@ -69,6 +76,9 @@ class Membership(Curious):
         """Train the reference models on the audited samples themselves (each on a half), not on a pool apart."""
         reference_epochs: int = Field(20, ge=1)
         """Passes over its samples that a reference model is trained for."""
+        trajectory: bool = False
+        """Judge each victim's messages together at the end too, by what each sample's loss did from one to the next.
+        For an attacker that knows the membership of 70% of the samples; keeps all attacked models until then."""
         final: bool = True
         """Attack every node's final model too."""
 
@@ -83,10 +93,39 @@ class Membership(Curious):
         self.metrics += tuple(f"membership_{name}_auc" for name in self._names[1:])
         self._op = self.op("membership", self._solve, Spec((len(self.metrics),), "float64", self.metrics))
         self._references: dict[int, _Reference] = {}
+        self._heard: dict[tuple[int, int], list[Ref]] = {}
+        self._last: dict[int, int] = {}
+        if config.trajectory:
+            self._course = self.op("trajectory", self._solve_course, Spec((1,), "float64", (_TRAJECTORY,)))
 
     def attack(self, ctx: Context, round: int, seen: Sequence[Seen], own: Own) -> Sequence[Ref]:
         """One op for each message."""
+        if self.config.trajectory:
+            self._last[ctx.me] = round
+            for message in seen:
+                self._heard.setdefault((ctx.me, message.sender), []).append(message.model)
         return [ctx.apply(self._op, message.model, victim=message.sender) for message in seen]
+
+    def conclude(self, ctx: Context) -> None:
+        """One op for each victim who was attacked often enough; it belongs to the last attacked round."""
+        heard = {of: models for (me, of), models in sorted(self._heard.items()) if me == ctx.me}
+        victims = [of for of, models in heard.items() if len(models) >= _LEAST_ROUNDS]
+        if victims:
+            leaks = [ctx.apply(self._course, *heard[victim], victim=victim) for victim in victims]
+            record(ctx, self._last[ctx.me], victims, leaks, (_TRAJECTORY,))
+
+    def _solve_course(self, task: Task) -> dict[str, float]:
+        features, labels, members = self._audited(task.static["victim"])
+        losses = -np.stack([loss(said, labels) for said in self._logits(task.inputs, features)], axis=-1)
+        rng = np.random.default_rng([self.scene.config.seed, task.static["victim"], *b"trajectory"])
+        known = np.zeros(len(members), dtype=np.bool_)
+        for side in (np.flatnonzero(members), np.flatnonzero(~members)):
+            known[rng.permutation(side)[: int(_KNOWN * len(side))]] = True
+        fewest = min(np.count_nonzero(known & members), np.count_nonzero(known & ~members))
+        if fewest < _LEAST_KNOWN or not np.isfinite(losses).all():
+            return {_TRAJECTORY: math.nan}
+        scores = trajectory(losses, members, known, int(rng.integers(2**31)))
+        return {_TRAJECTORY: metrics.auc(scores[~known], members[~known])}
 
     def _solve(self, task: Task) -> dict[str, float]:
         return self.leakage(self.scored(task.inputs[0], task.static["victim"]))
@@ -148,7 +187,28 @@ class Membership(Curious):
         found = audit(scores[trials], members[trials], delta, rng)
         fpr, tpr = metrics.curve(scores, members).log_log(_CURVE_POINTS)
         roc = {"fpr": fpr.tolist(), "tpr": tpr.tolist()}
-        return {"roc": roc, "epsilon_at_least": found.epsilon, "delta": delta}
+        few = trials[:_MOST_RESAMPLED]
+        pooled = self._intervals(scores[few], members[few], rng)
+        return {"roc": roc, "pooled": pooled, "epsilon_at_least": found.epsilon, "delta": delta}
+
+    def _intervals(self, scores: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+        """AUC and true positive rates of the main score, each with its interval; those that mean something."""
+        measured = metrics.measure(scores, members)
+        told: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], float]] = {
+            "membership_auc": (metrics.auc, measured.auc)
+        }
+        for name, fpr, rate in (
+            ("membership_tpr_1pct", 0.01, measured.tpr_at_1_percent),
+            ("membership_tpr_01pct", 0.001, measured.tpr_at_01_percent),
+        ):
+            if rate is not None:
+                told[name] = (partial(_tpr_at, fpr=fpr), rate)
+        return {
+            name: metrics.Interval(
+                estimate, *metrics.bootstrap(metric, scores, members, rng, resamples=_RESAMPLES)
+            )._asdict()
+            for name, (metric, estimate) in told.items()
+        }
 
     def _audited(self, victim: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
         truth = self.scene.truth
@@ -192,6 +252,10 @@ class Membership(Curious):
         population = rmia.Population(of_target, reference.of_population)
         attack = rmia.online if self.config.online else rmia.offline
         return attack(target, reference.probability, reference.inside, population)
+
+
+def _tpr_at(scores: np.ndarray, members: np.ndarray, *, fpr: float) -> float:
+    return metrics.curve(scores, members).tpr_at(fpr)
 
 
 def _mean(leakages: Sequence[Mapping[str, float]]) -> dict[str, float | None]:

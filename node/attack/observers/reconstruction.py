@@ -18,7 +18,7 @@ from torch import Tensor
 
 from node.attack import linear, metrics, references
 from node.attack.attacker import Attack, Scene
-from node.attack.sampling import models_of, record
+from node.attack.sampling import record, seen_in
 from node.attack.scores import loss
 from node.config import ExperimentConfig
 from node.errors import ConfigError
@@ -58,6 +58,15 @@ class Reconstruction(Attack):
         """Raise ConfigError for a protocol that mixes otherwise, or too many nodes for dense algebra."""
         if experiment.protocol.use != "dpsgd":
             raise ConfigError(f"attackers.kind: reconstruction is of 'dpsgd', not {experiment.protocol.use!r}")
+        if experiment.aggregation.is_robust:
+            raise ConfigError(
+                "attackers.kind: reconstruction solves for weighted means; allowed with it: aggregation.rule = 'mean'"
+            )
+        if experiment.privacy.mechanism != "none":
+            raise ConfigError(
+                "attackers.kind: reconstruction takes a node's update for the same in all rounds, which noise makes "
+                "another in each; allowed with it: privacy.mechanism = 'none'"
+            )
         if experiment.nodes > _MOST_NODES:
             raise ConfigError(f"attackers.kind: reconstruction among {experiment.nodes} nodes; at most {_MOST_NODES}")
 
@@ -131,9 +140,9 @@ class Historian(Observer):
     def received(self, ctx: Context, sender: int, message: Message) -> None:
         """Keep the first rounds."""
         round = int(getattr(message, "round", self._attack.config.rounds))
-        models = models_of(ctx, message, self._attack.scene, None)
-        if models and round < self._attack.config.rounds:
-            self._heard[round, sender] = models[0][0]
+        seen = seen_in(ctx, sender, message, self._attack.scene, None)
+        if seen and round < self._attack.config.rounds:
+            self._heard[round, sender] = seen[0].model
 
     def ended(self, ctx: Context) -> None:
         """Solve for everything at once."""

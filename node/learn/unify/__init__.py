@@ -1,0 +1,11 @@
+"""One predictor of several models: what they say together, students that learn it, and averages by Fisher information.
+
+Pure functions on tensors; :class:`Unification` makes ops of them.
+"""
+
+from node.learn.unify.combining import combined
+from node.learn.unify.distillation import distil, objective
+from node.learn.unify.fisher import diagonal, fisher_mean
+from node.learn.unify.ops import Unification
+
+__all__ = ["Unification", "combined", "diagonal", "distil", "fisher_mean", "objective"]

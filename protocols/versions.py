@@ -1,0 +1,117 @@
+"""Models that go by the digest of their bits: a node says which one it means, and who lacks it asks for it.
+
+So a model travels once to each node that needs it, and what a digest names cannot be something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from node import Context, DeadlineExceeded, Future, Message, Ref, Unreachable
+
+_MODEL, _ABOUT = "model ", "about "
+"""What a checkpoint calls them."""
+
+
+class Wanted(Message, name="cpfl/wanted/1"):
+    """Give me this model."""
+
+    digest: str
+
+
+class Version(Message, name="cpfl/version/1"):
+    """A cohort's model after a round, and how the cohort has come to it."""
+
+    digest: str
+    model: Ref
+    losses: tuple[float, ...] = ()
+    """Validation loss of the model that entered each round so far; NaN where nobody answered."""
+    best: str = ""
+    """The model to keep, if this was the last round."""
+
+
+class Absent(Message, name="cpfl/absent/1"):
+    """I do not have it."""
+
+    digest: str
+
+
+class Shelf:
+    """The versions that one node holds. That without a digest is where every cohort starts from."""
+
+    def __init__(self, ctx: Context, timeout_s: float) -> None:
+        """``timeout_s``: how long to wait for one that was asked for."""
+        self._first = Version(digest="", model=ctx.initial_model())
+        self._held: dict[str, Version] = {"": self._first}
+        self._asked: dict[tuple[str, int], Future[bool]] = {}
+        self._timeout_s = timeout_s
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._held
+
+    def __getitem__(self, digest: str) -> Version:
+        return self._held[digest]
+
+    def add(self, version: Version) -> None:
+        """Hold a version."""
+        self._held[version.digest] = version
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Let go of all but these."""
+        self._held = {digest: held for digest, held in self._held.items() if not digest or digest in digests}
+
+    def answer(self, digest: str) -> Version | Absent:
+        """What to say to a node that wants a version."""
+        return self._held.get(digest) or Absent(digest=digest)
+
+    async def fetch(self, ctx: Context, digest: str, holders: Iterable[int]) -> bool:
+        """Get a version from the first of some peers that gives it; whether it is here then."""
+        for holder in holders:
+            if digest in self._held:
+                break
+            if (pending := self._asked.get((digest, holder))) is not None:
+                await pending
+                continue
+            self._asked[digest, holder] = asked = ctx.future()
+            version = await self._ask(ctx, digest, holder)
+            if version is not None:
+                self.add(version)
+            del self._asked[digest, holder]
+            asked.set_result(version is not None)
+        return digest in self._held
+
+    async def _ask(self, ctx: Context, digest: str, holder: int) -> Version | None:
+        try:
+            answer = await ctx.request(holder, Wanted(digest=digest), timeout_s=self._timeout_s)
+        except (Unreachable, DeadlineExceeded):
+            return None
+        if not isinstance(answer, Version):
+            return None
+        if answer.digest != digest or await ctx.digest(answer.model) != digest:
+            ctx.log.warning("a model that is not the one it is said to be", peer=holder, digest=digest)
+            return None
+        return answer
+
+    # Over restarts
+
+    def state(self) -> dict[str, Ref | str]:
+        """For a checkpoint."""
+        kept: dict[str, Ref | str] = {}
+        for digest, held in self._held.items():
+            if digest:
+                kept[_MODEL + digest] = held.model
+                kept[_ABOUT + digest] = " ".join([held.best or "-", *map(repr, held.losses)])
+        return kept
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Hold again what a checkpoint has kept."""
+        for name, model in saved.items():
+            if name.startswith(_MODEL):
+                digest = name.removeprefix(_MODEL)
+                best, *losses = saved[_ABOUT + digest].split()
+                self.add(Version(digest=digest, model=model, losses=_numbers(losses), best=best.strip("-")))
+
+
+def _numbers(words: Sequence[str]) -> tuple[float, ...]:
+    return tuple(map(float, words))
