@@ -68,8 +68,8 @@ async def test_another_experiment_on_the_same_state_adds_to_what_was_spent(tmp_p
 
 
 async def test_a_node_whose_budget_is_spent_ends_as_failed(tmp_path):
-    enough_for_one = 1.01 * spent(private(nodes=1, noise_multiplier=1.0), 0, 1)
-    setup = private(nodes=1, epsilon=enough_for_one, noise_multiplier=1.0)
+    enough_for_one = 1.001 * spent(private(nodes=1), 0, 2)
+    setup = private(nodes=1, epsilon=enough_for_one)
     async with party(setup, tmp_path) as nodes:
         nodes.start(0)
         async with asyncio.timeout(WAIT_S):

@@ -141,7 +141,7 @@ def test_without_noise_epsilon_is_infinite_and_said_to_be():
 
 
 def test_a_spread_of_nothing_known_is_not_available():
-    spread = {name: None for name in ("mean", "std", "min", "max")}
+    spread = dict.fromkeys(("mean", "std", "min", "max"))
     summary = summarised(*RECORD, "privacy.noise_multiplier=0")
     assert summary["metrics"]["epsilon"] == spread
     shown = key_figures(Summary.model_validate(summary))
