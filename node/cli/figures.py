@@ -192,7 +192,7 @@ def _number(number: float) -> str:
 
 
 def _spread(spread: Spread) -> str:
-    if spread.mean is None and spread.min is None:
+    if spread.mean is None and spread.min is None and spread.max is None:
         return "n/a"
     mean, std, low, high = ("–" if v is None else f"{v:.4g}" for v in (spread.mean, spread.std, spread.min, spread.max))
     return f"{mean} ± {std} ({low} to {high})"
