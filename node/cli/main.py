@@ -94,12 +94,13 @@ def run(
         return
     from node.experiment.axes import grids
 
-    if sweeps or (not no_sweep and grids(experiment)):
+    only = clock.value if clock else None
+    if sweeps or (not no_sweep and grids(experiment, only)):
         if trace:
             raise ConfigError("--trace is one run's file; with --sweep write --set record.trace=true, for one each")
         from node.cli.sweeps import run_sweep
 
-        raise typer.Exit(run_sweep(experiment, overrides, sweeps or [], out, as_json=as_json, quiet=quiet))
+        raise typer.Exit(run_sweep(experiment, sets or [], sweeps or [], out, only, as_json=as_json, quiet=quiet))
     summary, folder = running.run(experiment, overrides, out, quiet or as_json, trace)
     if as_json:
         typer.echo(json.dumps(summary))

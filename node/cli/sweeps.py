@@ -118,7 +118,14 @@ class Sweep:
 
 
 def run_sweep(
-    experiment: str, overrides: Sequence[str], sweeps: Sequence[str], out: Path | None, *, as_json: bool, quiet: bool
+    experiment: str,
+    overrides: Sequence[str],
+    sweeps: Sequence[str],
+    out: Path | None,
+    clock: str | None = None,
+    *,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Run a sweep and write its folder; gives the exit code.
 
@@ -126,7 +133,8 @@ def run_sweep(
         ConfigError: a point is wrong. Mistakes in keys and values are found before anything runs; one that shows only
             when a point is prepared ends the sweep there.
     """
-    swept = points(experiment, overrides, sweeps, os.environ)
+    swept = points(experiment, overrides, sweeps, os.environ, clock)
+    overrides = [*overrides, *([f"clock={clock}"] if clock else [])]
     _check_protocols(swept)
     folder = run_folder(out, f"{swept[0].config.name}-sweep")
 

@@ -8,7 +8,7 @@
     seed = [1, 2, 3]
 
 All combinations run. Written as ``[[sweep]]``, several times, each table gives combinations of its own: a grid need
-not be a box.
+not be a box. One with ``clock = ["virtual"]`` is for that clock only; where none is left, the experiment itself runs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from node.experiment.loading import flat, from_flag, make_paths_absolute, read_t
 
 TABLE = "sweep"
 """What the table is called; it is no part of the experiment that each of its points is."""
+CLOCK = "clock"
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./:-]*")
 _EXAMPLE = "for example seed = [1, 2, 3]"
 
@@ -47,8 +48,12 @@ Grid: TypeAlias = tuple[Axis, ...]
 """Axes, all combinations of whose values are meant."""
 
 
-def grids(experiment: str) -> list[Grid]:
+def grids(experiment: str, clock: str | None = None) -> list[Grid]:
     """What the file of an experiment (or the bundled one of that name) sweeps; none where it has no such table.
+
+    Args:
+        experiment: a TOML file, or the name of a bundled experiment.
+        clock: the only one to run under, where somebody has asked for it.
 
     Raises:
         ConfigError: one line that names the file, the key and what is allowed.
@@ -60,13 +65,23 @@ def grids(experiment: str) -> list[Grid]:
     tables = written if isinstance(written, list) else [written]
     if not tables or not all(isinstance(table, dict) and table for table in tables):
         raise ConfigError(f"{source}: {TABLE}: must be a table of keys with a list of values each, {_EXAMPLE}")
-    return [tuple(_axis(source, *entry) for entry in flat(table)) for table in tables]
+    found = [tuple(_axis(source, *entry) for entry in flat(table)) for table in tables]
+    return found if clock is None else of_clock(found, clock)
 
 
 def replaced(grid: Grid, others: Sequence[Axis]) -> Grid:
     """A grid with other axes in place of its own of the same keys; further ones come last."""
     kept = [axis for axis in grid if not any(axis.covers(other.key) for other in others)]
     return (*kept, *others)
+
+
+def of_clock(found: Sequence[Grid], clock: str) -> list[Grid]:
+    """The grids that are for a clock: all but those that sweep it without this one."""
+    return [
+        tuple(axis for axis in grid if axis.key != CLOCK)
+        for grid in found
+        if all({CLOCK: clock} in axis.settings for axis in grid if axis.key == CLOCK)
+    ]
 
 
 def _axis(source: str, key: str, values: Any) -> Axis:

@@ -19,7 +19,7 @@ import psutil
 
 from node.config import ExperimentConfig
 from node.errors import ConfigError
-from node.experiment.axes import Axis, grids, replaced
+from node.experiment.axes import CLOCK, Axis, grids, replaced
 from node.experiment.loading import digest, load
 
 _LONGEST_NAME = 80
@@ -44,7 +44,11 @@ class Point:
 
 
 def points(
-    experiment: str, sets: Sequence[str], sweeps: Iterable[str], environ: Mapping[str, str] | None = None
+    experiment: str,
+    sets: Sequence[str],
+    sweeps: Iterable[str],
+    environ: Mapping[str, str] | None = None,
+    clock: str | None = None,
 ) -> list[Point]:
     """All combinations, the last key's values changing fastest; each configuration has been checked.
 
@@ -54,14 +58,16 @@ def points(
         sweeps: ``table.key=value,value,…``, in TOML syntax; a bare word is a string, a list stands in brackets. Each
             replaces what the file sweeps of the same key.
         environ: ``STARLING_TABLE__KEY`` overrides.
+        clock: the only one to run under, if any.
 
     Raises:
         ConfigError: one line that names the sweep, or the key, and what is allowed.
     """
     flags = list(_axes(sweeps))
+    sets = [*sets, *([f"{CLOCK}={clock}"] if clock else [])]
     found: dict[str, Point] = {}
     known = set()
-    for grid in grids(experiment) or [()]:
+    for grid in grids(experiment, clock) or [()]:
         axes = replaced(grid, flags)
         _check_sets(sets, axes, flags)
         for name, point in _of_grid(axes, experiment, sets, environ).items():
@@ -76,6 +82,7 @@ def _of_grid(
 ) -> dict[str, Point]:
     """All combinations of some axes, by name."""
     found: dict[str, Point] = {}
+    unsaid = {CLOCK for axis in axes if axis.key == CLOCK and len(axis.settings) == 1}
     for combination in itertools.product(*(axis.settings for axis in axes)):
         values = dict(pair for setting in combination for pair in setting.items())
         if len(values) < sum(map(len, combination)):
@@ -85,7 +92,8 @@ def _of_grid(
             config = load(experiment, [*sets, *(f"{key}={value}" for key, value in values.items())], environ)
         except ConfigError as error:
             raise ConfigError(f"{error} (with {', '.join(f'{k}={v}' for k, v in values.items())})") from None
-        point = Point(_name(values, config), values, config)
+        said = {key: value for key, value in values.items() if key not in unsaid}
+        point = Point(_name(said, config), values, config)
         if point.name in found:
             raise ConfigError(f"--sweep: {point.name} is there twice; give each value once")
         found[point.name] = point

@@ -49,6 +49,22 @@ def test_a_table_sets_keys_of_its_section_and_leaves_the_others(file):
     assert names(path) == ["protocol.use=local", "protocol.use=ditto,protocol.pull=0.5"]
 
 
+def test_a_grid_may_be_for_one_clock_only(file):
+    path = file('[[sweep]]\nclock = ["virtual"]\nseed = [1, 2]\n[[sweep]]\nprotocol.rounds = [3]\n')
+    assert [point.config.clock for point in points(path, [], [])] == ["virtual"] * 3
+    assert names(path) == ["seed=1", "seed=2", "protocol.rounds=3"]
+    (real,) = points(path, [], [], clock="real")
+    assert (real.name, real.config.clock, real.config.protocol.options["rounds"]) == ("protocol.rounds=3", "real", 3)
+    assert len(grids(path, "virtual")) == 2
+    assert grids(file('[sweep]\nclock = ["virtual"]\nseed = [1]\n'), "real") == []
+
+
+def test_both_clocks_can_be_held_against_each_other(file):
+    path = file('[sweep]\nclock = ["virtual", "real"]\n')
+    assert names(path) == ["clock=virtual", "clock=real"]
+    assert [point.config.clock for point in points(path, [], [])] == ["virtual", "real"]
+
+
 def test_lists_are_values(file):
     path = file('[sweep]\n"data.groups" = [[6, 2], [4, 4], []]\n')
     assert [point.config.data.groups for point in points(path, [], [])] == [(6, 2), (4, 4), ()]
