@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from node.assumptions import Precision
 from node.errors import ProtocolError
+from node.oneshot import OneShot
 from node.op import Op, Ref, Value
 from node.sparse import Sparse
+from node.stacking import Stacking
 from node.unify import Unify
 from node.world import Done, World
 
@@ -182,10 +185,30 @@ class Compute:
         """What makes one model of several: teachers and students, averages, ensembles. It counts its FLOPs anew."""
         return Unify(self, self._world.workload.unify, self._world)
 
+    def oneshot(
+        self, algorithm: str, options: Mapping[str, Any] | None = None, precision: Precision = "float32"
+    ) -> OneShot:
+        """What a client uploads, and an aggregator makes of it, by one algorithm with its options.
+
+        Raises:
+            ConfigError: there is none of that name, or it does not take the options.
+        """
+        return OneShot(self, self._world.workload.oneshot, self._world, algorithm, options or {}, precision)
+
+    def stacking(self, members: int, hidden: int) -> Stacking:
+        """What learns how much to believe which of so many models, with so many hidden units for each."""
+        oneshot = self._world.workload.oneshot
+        return Stacking(self, None if oneshot is None else oneshot.stacking, self._world, members, hidden)
+
     @property
     def lr(self) -> float:
         """Learning rate of this node's next training, as the experiment says."""
         return self._world.workload.lr(self._trains)
+
+    @property
+    def steps(self) -> int:
+        """Steps of this node's training, as the experiment says."""
+        return self._world.workload.steps(self.me)
 
     @property
     def is_private(self) -> bool:
@@ -209,6 +232,14 @@ class Compute:
         for on in ("train", "local"):
             self._world.evaluating(cast("Context", self), on)
         return self.apply(self._world.workload.risk, model)
+
+    def utility(self, model: Ref) -> Ref:
+        """What there is to learn for a model here: ``utility`` is the root mean square of its losses on one batch.
+
+        Training's first forward pass has these losses at hand: reading them takes no time of its own. Unlike training,
+        nothing accounts for what they tell of the data (Oort: Lai, Zhu, Madhyastha, Chowdhury, OSDI 2021).
+        """
+        return self.apply(self._world.workload.utility, model)
 
     def judge(self, model: Ref, *, is_personal: bool = False) -> dict[str, Ref]:
         """What a round's record says of a model: ``ctx.record(round=round, **ctx.judge(model))``.
@@ -243,9 +274,12 @@ class Compute:
         """Read a value: solves just what it needs, while virtual time stands still."""
         return self._world.value(ref)
 
-    async def digest(self, ref: Ref) -> str:
-        """Names a tensor by its bits, in 32 hexadecimal digits (BLAKE2b): reads it, as :meth:`value` does."""
-        return blake2b(np.ascontiguousarray(await self._world.value(ref)).data, digest_size=16).hexdigest()
+    async def digest(self, *refs: Ref) -> str:
+        """Names tensors by their bits, in 32 hexadecimal digits (BLAKE2b): reads them, as :meth:`value` does."""
+        hashed = blake2b(digest_size=16)
+        for ref in refs:
+            hashed.update(np.ascontiguousarray(await self._world.value(ref)).data)
+        return hashed.hexdigest()
 
     async def values(self, refs: Sequence[Ref]) -> list[Value]:
         """Read several values, which are solved together."""
@@ -253,9 +287,15 @@ class Compute:
         return [await self._world.value(ref) for ref in refs]
 
     def record(self, round: int, **fields: Ref | float) -> None:
-        """Keep metrics of this node's round: numbers, or Refs of metrics (``accuracy=ctx.evaluate(model)``)."""
-        is_aside = self._counter >= _ASIDE_COUNTER
-        self._world.record(cast("Context", self), round, fields if is_aside else {**fields, **self._standing()})
+        """Keep metrics of this node's round: numbers, or Refs of metrics (``accuracy=ctx.evaluate(model)``).
+
+        Of an identity beyond the nodes, only what it has sent is kept, and what observers measure there.
+        """
+        ctx, kept = cast("Context", self), fields
+        if self._counter < _ASIDE_COUNTER:
+            is_node = self.me < self._world.participants.nodes
+            kept = {**fields, **self._standing()} if is_node else {"bytes_sent": ctx.bytes_sent}
+        self._world.record(ctx, round, kept)
 
     def _standing(self) -> Mapping[str, Ref | float]:
         """Where the node itself stands: what it has spent and sent, and refused since it last recorded."""

@@ -269,7 +269,7 @@ class Context(Compute):
             mechanisms = self._world.mechanisms
             if mechanisms is None:
                 raise ProtocolError("this world has no mechanisms of privacy; give run_protocol(..., mechanisms=) some")
-            self._privacy = Privacy(self, mechanisms, self._world.topology)
+            self._privacy = Privacy(self, mechanisms, self._world.topology, self._world.participants)
         return self._privacy
 
     @property
@@ -301,6 +301,8 @@ class Context(Compute):
         self._counter = self._resumed = state.pop(_COUNTER, 0)
         self._trains = state.pop(_TRAINS, 0)
         self._rng = None
+        if self._wrapping is not None:
+            self._wrapping.restored(self, self._trains)
         return state
 
     # The world's side
@@ -315,8 +317,8 @@ class Context(Compute):
         return final
 
     def succeed(self, before: Context) -> None:
-        """This is the next life of the same node: go on counting where the last one has stopped."""
-        self.bytes_sent = before.bytes_sent
+        """This is the next life of the same node: go on counting where it has stopped, so that no noise returns."""
+        self.bytes_sent, self._counter = before.bytes_sent, before._counter
         if before._requests is not None:
             self._requests = Requests(self.me, self._clock, before._requests.asked)
 

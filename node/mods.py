@@ -36,6 +36,12 @@ class Observer:
     def trained(self, ctx: Context, before: Ref, after: Ref) -> None:
         """The node trains ``before`` into ``after``, after every mod."""
 
+    def restored(self, ctx: Context, trainings: int) -> None:
+        """The node goes on from what it has kept in an earlier life, of whose messages this instance has seen none.
+
+        ``trainings`` are those of that life that were steps of the learning-rate schedule.
+        """
+
     def ended(self, ctx: Context) -> None:
         """The node's protocol has ended."""
 
@@ -109,6 +115,12 @@ class Wrapping:
                 for observer in self.observers:
                     observer.trained(ctx, before, after)
         return after
+
+    def restored(self, ctx: Context, trainings: int) -> None:
+        """Tell every observer that the node goes on from an earlier life."""
+        with ctx.aside():
+            for observer in self.observers:
+                observer.restored(ctx, trainings)
 
     def ended(self, ctx: Context) -> None:
         """Tell every observer that the protocol has ended."""

@@ -10,8 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from typing import Protocol as Interface
 
+import numpy as np
+from numpy.typing import NDArray
+
+from node.chunking import Chunks
 from node.errors import BadSignature, ProtocolError
-from node.op import Op, Ref, Spec
+from node.op import Op, Ref
+from node.participants import Participants
+from node.summing import Gathered, Part, Total
 from node.topology import Topology
 
 if TYPE_CHECKING:
@@ -31,6 +37,14 @@ class ShownKey(NamedTuple):
     """The node's own over the key and the run's name, 64 bytes."""
 
 
+class Coins(Interface):
+    """Independent uniform numbers: a numpy Generator, or a keystream."""
+
+    def random(self, count: int, /) -> NDArray[np.float64]:
+        """The next numbers from 0 up to 1, shape (count,)."""
+        ...
+
+
 class Keys(Interface):
     """One node's key, made for one life of it, and what it shares with nodes that have shown it theirs."""
 
@@ -43,44 +57,45 @@ class Keys(Interface):
 
     @property
     def masked(self) -> Op[...]:
-        """A part of a masked sum: static ``weight``, ``round``, ``receiver``, ``senders``."""
+        """A part of a masked sum: static ``weight``, ``recoverable``, and ``round``, ``receiver``, ``senders`` and
+        ``weights``, if any, which are those of the sum.
+        """
         ...
 
     def meet(self, peer: int, shown: ShownKey) -> None:
         """Take a peer's key for what is recorded from now on. BadSignature for one that is not the peer's."""
         ...
 
-    def begin(self, round: int, receiver: int, senders: tuple[int, ...]) -> bytes:
-        """Take part in a sum; gives its digest. ProtocolError for one that makes no sense, or a second time."""
+    def begin(
+        self, round: int, receiver: int, senders: tuple[int, ...], recoverable: bool, weights: tuple[float, ...] = ()
+    ) -> tuple[bytes, tuple[bytes, ...]]:
+        """Take part in a sum; gives its digest, and shares of what hides it for each of its senders, if recoverable.
+
+        ``weights``: of the senders, in their order; none: all know them. ProtocolError for a sum that makes no sense,
+        or a second time.
+        """
         ...
 
-    def total(self, round: int, senders: tuple[int, ...]) -> bytes:
-        """The digest of the sum that this node receives. ProtocolError for one that makes no sense."""
+    def open(self, receiver: int, digest: bytes, alive: Sequence[int], shares: Sequence[bytes]) -> bytes:
+        """Shares that open the sum of those who are there, once. ProtocolError where this node must not."""
+        ...
+
+    def total(self, round: int, senders: tuple[int, ...], weights: tuple[float, ...] = ()) -> Total:
+        """The sum that this node receives. ProtocolError for one that makes no sense."""
+        ...
+
+    def masks(
+        self, total: Total, alive: Sequence[int], openings: Mapping[int, bytes]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """What to add to a sum of those who are there, and what to take away, from what they have opened, if enough."""
         ...
 
 
-class Hop(NamedTuple):
-    """The way of one chunk in a round, from a virtual node of this node to one of another's."""
+class VirtualGraph(Interface):
+    """Who passes chunks to whom among virtual nodes, round by round, as everybody can tell from a public beacon."""
 
-    to: int
-    lane: int
-    """Counts the chunks that go from the one node to the other in the round."""
-    chunk: int
-
-
-class VirtualNodes(Interface):
-    """Who carries which chunk to whom, round by round, as everybody can tell from a public beacon."""
-
-    def outgoing(self, node: int, round: int) -> Sequence[Hop]:
-        """What a node sends."""
-        ...
-
-    def incoming(self, node: int, round: int) -> Mapping[int, int]:
-        """How many chunks come to a node, by sender, sorted."""
-        ...
-
-    def chunk_size(self, chunk: int, round: int) -> int:
-        """Coordinates of a chunk."""
+    def neighbours(self, number: int, round: int) -> tuple[int, ...]:
+        """Whom a virtual node passes its chunk to, and hears from, sorted."""
         ...
 
 
@@ -96,8 +111,10 @@ class Mechanisms(Interface):
     """A model with noise for each of some members: static ``weights``, ``deviation``."""
     share: Op[...]
     """One of them: static ``place``."""
+    summed: Op[...]
+    """Parts of a masked sum added up, as masked as they are."""
     unmasked: Op[...]
-    """The sum of all parts of a masked sum."""
+    """The sum of parts of a masked sum: static ``added`` and ``removed``, what hides it, and ``dtype``."""
     plausible: Op[...]
     """Whether such a sum may be what honest senders made, from it and the own model: static ``weight``, ``senders``."""
     cut: Op[...]
@@ -109,6 +126,10 @@ class Mechanisms(Interface):
 
     def keys(self, node: int) -> Keys:
         """The keys of a new life of a node."""
+        ...
+
+    def coins(self, node: int) -> Coins:
+        """A node's own randomness; where it follows from the seed, the same at every call."""
         ...
 
     def gamma(self, topology: Topology, round: int) -> float:
@@ -123,20 +144,25 @@ class Mechanisms(Interface):
         """What is left of all members' noise without some, by their places, as a multiple of ``deviation**2``."""
         ...
 
-    def virtual_nodes(self, nodes: int, chunks: int, degree: int, beacon: str) -> VirtualNodes:
-        """Virtual nodes, ``chunks`` a node, that each have ``degree`` neighbours in a graph drawn anew every round."""
+    def virtual_graph(self, first: int, count: int, degree: int, beacon: str) -> VirtualGraph:
+        """A graph over virtual nodes ``first``, ``first + 1``, ..., of ``degree`` neighbours each, anew every round."""
+        ...
+
+    def chunk_size(self, chunks: int, chunk: int, beacon: str, round: int) -> int:
+        """Coordinates of a chunk."""
         ...
 
 
 class Privacy:
     """What a node can do to keep its models to itself; ``ctx.privacy`` gives it."""
 
-    __slots__ = ("_ctx", "_keys", "_mechanisms", "_topology")
+    __slots__ = ("_ctx", "_keys", "_mechanisms", "_participants", "_topology")
 
-    def __init__(self, ctx: Context, mechanisms: Mechanisms, topology: Topology) -> None:
+    def __init__(self, ctx: Context, mechanisms: Mechanisms, topology: Topology, participants: Participants) -> None:
         self._ctx = ctx
         self._mechanisms = mechanisms
         self._topology = topology
+        self._participants = participants
         self._keys: Keys | None = None
 
     # Noise
@@ -150,6 +176,13 @@ class Privacy:
             static = {"clip": clip, "noise_multiplier": deviation / clip}
             return self._ctx.apply(self._mechanisms.noised_update, before, after, **static)
         return self._ctx.apply(self._mechanisms.noised, after, deviation=deviation) if deviation else after
+
+    def coins(self) -> Coins:
+        """What noise on numbers that are no model is drawn from: ask once, for a simulation gives the same each time.
+
+        ``ctx.rng`` is not for that: it follows from the experiment's seed, which everybody knows, in a real run, too.
+        """
+        return self._mechanisms.coins(self._ctx.me)
 
     def gamma(self, round: int = 0) -> float:
         """The factor of accelerated gossip on a round's graph: ``x_{t+1} = gamma W x_t + (1 - gamma) x_{t-1}``."""
@@ -190,58 +223,100 @@ class Privacy:
         return self._ctx.apply(self._own_keys().decorrelate, model, **static) if peers and deviation else model
 
     def masked(
-        self, model: Ref, receiver: int, round: int, senders: Mapping[int, ShownKey]
-    ) -> tuple[Ref, bytes] | None:
-        """This node's part of a neighbour's sum, which is noise by itself, and the digest that names the sum.
+        self,
+        model: Ref,
+        receiver: int,
+        round: int,
+        senders: Mapping[int, ShownKey],
+        recoverable: bool = False,
+        weights: Mapping[int, float] | None = None,
+    ) -> Part | None:
+        """This node's part of another one's sum, which is noise by itself.
 
-        The model counts with its public weight in the receiver's mix. ``senders``: whose models the receiver says it
-        adds up, under which keys. None where this node must not take part: they are fewer than three, or not all of
-        them neighbours of the receiver, a key is not its owner's, or it has done so in this round before.
+        None where this node must not take part: the senders are fewer than three, or not all of them neighbours of the
+        receiver, a key is not its owner's, or there was a sum of this round or a later one before.
+
+        Args:
+            receiver: who adds up.
+            round: numbers the receiver's sums.
+            senders: whose models it says it adds up, under which keys.
+            recoverable: whether the sum can be opened without some of them.
+            weights: how much each sender counts, as the receiver says, of any nodes: the caller has checked both. All
+                senders must have been told the same, or nothing comes out. None: it adds up neighbours, with the
+                public weights of its mix.
         """
         if self._ctx.me not in senders:
             return None
+        numbers = tuple(sorted(senders))
+        stated = () if weights is None else tuple([weights[sender] for sender in numbers])
         try:
-            digest = self._begin(receiver, round, senders)
+            if weights is None:
+                self._check_neighbours(receiver, round, senders)
+            digest, shares = self._begin(receiver, round, senders, recoverable, stated)
         except (BadSignature, ProtocolError) as error:
             self._ctx.log.warning("sum refused", receiver=receiver, round=round, reason=str(error))
             return None
-        static = {"weight": self._weight_at(receiver, round), "round": round, "receiver": receiver}
-        masked = self._own_keys().masked
-        return self._ctx.apply(masked, model, **static, senders=tuple(sorted(senders))), digest
+        static: dict[str, object] = {"round": round, "receiver": receiver, "senders": numbers}
+        static |= {"weights": stated} if stated else {}
+        weight = self._weight_at(receiver, round) if weights is None else normalised(weights)[self._ctx.me]
+        value = self._ctx.apply(self._own_keys().masked, model, weight=weight, recoverable=recoverable, **static)
+        return Part(value, digest, shares)
 
-    async def unmasked(
-        self, own: Ref, parts: Mapping[int, tuple[Ref, bytes]], senders: Collection[int], round: int
-    ) -> Ref | None:
-        """The weighted sum of the senders' models, from their parts; reads whether it is plausible beside ``own``.
+    def opened(self, receiver: int, digest: bytes, alive: Sequence[int], shares: Sequence[bytes]) -> bytes | None:
+        """What lets a receiver open a sum without those who are missing: once, and of nobody whom it does not name.
 
-        None unless all parts are there and of this very sum, and no element is too large, or too far from this node's
-        ``own`` model, to come from honest senders: one of them lies, and nobody can tell who.
+        ``alive``: whose parts it says it has; ``shares``: what each of them has for this node. None where this node
+        must not open it.
         """
-        if not senders:
+        try:
+            return self._own_keys().open(receiver, digest, alive, shares)
+        except ProtocolError as error:
+            self._ctx.log.warning("opening refused", receiver=receiver, reason=str(error))
             return None
-        ctx, digest = self._ctx, self._own_keys().total(round, tuple(sorted(senders)))
-        like = Spec(ctx.initial_model().spec.shape, "int32")
-        found = {sender: part for sender, (part, named) in parts.items() if sender in senders and named == digest}
-        if len(found) < len(senders) or any(part.spec != like for part in found.values()):
-            return None
-        total = ctx.apply(self._mechanisms.unmasked, *[found[sender] for sender in sorted(found)])
-        weight = sum(weight_at(self._topology, sender, ctx.me, round) for sender in sorted(found))
-        verdict = ctx.apply(self._mechanisms.plausible, total, own, weight=weight, senders=len(found))
-        if (await ctx.value(verdict))["plausible"]:
-            return total
-        ctx.log.warning("sum dropped", round=round, senders=len(found), reason="it is not what honest senders make")
-        return None
 
-    def _begin(self, receiver: int, round: int, senders: Mapping[int, ShownKey]) -> bytes:
+    def gathered(
+        self, parts: Mapping[int, Part], senders: Collection[int], round: int, recoverable: bool = False
+    ) -> Gathered:
+        """The sum of the models of some neighbours of a round, three or more, as far as their parts have come."""
+        ctx, keys = self._ctx, self._own_keys()
+        weights = {sender: weight_at(self._topology, sender, ctx.me, round) for sender in senders}
+        total = keys.total(round, tuple(sorted(senders)))
+        gathered = Gathered(ctx, keys, self._mechanisms, total, weights, recoverable)
+        for sender, part in sorted(parts.items()):
+            gathered.add(sender, part)
+        return gathered
+
+    def gathering(self, weights: Mapping[int, float], round: int, window: int) -> Gathered:
+        """The mean of some nodes' models, three or more, to which parts are yet to be added; some may stay away.
+
+        Args:
+            weights: how much each of them counts, as all of them have been told.
+            round: numbers this node's sums.
+            window: parts that are held at most before they are added up.
+        """
+        keys, senders = self._own_keys(), tuple(sorted(weights))
+        total = keys.total(round, senders, tuple([weights[sender] for sender in senders]))
+        return Gathered(self._ctx, keys, self._mechanisms, total, normalised(weights), True, window)
+
+    def _check_neighbours(self, receiver: int, round: int, senders: Collection[int]) -> None:
+        if strangers := set(senders) - set(self._topology.sources(receiver, round)):
+            raise ProtocolError(f"node {min(strangers)} is none of the neighbours that node {receiver} adds up")
+
+    def _begin(
+        self,
+        receiver: int,
+        round: int,
+        senders: Mapping[int, ShownKey],
+        recoverable: bool,
+        weights: tuple[float, ...],
+    ) -> tuple[bytes, tuple[bytes, ...]]:
         me, keys = self._ctx.me, self._own_keys()
         if senders[me] != keys.shown:
             raise ProtocolError(f"node {receiver} counts on node {me} under a key that it has not shown")
-        if strangers := set(senders) - set(self._topology.sources(receiver, round)):
-            raise ProtocolError(f"node {min(strangers)} is none of the neighbours that node {receiver} adds up")
         for peer, shown in sorted(senders.items()):
             if peer != me:
                 keys.meet(peer, shown)
-        return keys.begin(round, receiver, tuple(sorted(senders)))
+        return keys.begin(round, receiver, tuple(sorted(senders)), recoverable, weights)
 
     def _weight_at(self, receiver: int, round: int) -> float:
         return weight_at(self._topology, self._ctx.me, receiver, round)
@@ -255,7 +330,7 @@ class Privacy:
 
     def chunks(self, chunks: int, degree: int, beacon: str) -> Chunks:
         """Models cut into chunks that travel under names of their own (Shatter)."""
-        return Chunks(self._ctx, self._mechanisms, self._topology.nodes, chunks, degree, beacon)
+        return Chunks(self._ctx, self._mechanisms, self._participants, chunks, degree, beacon)
 
 
 class Shares:
@@ -305,50 +380,10 @@ class Shares:
         return self._deviation**2 * self._mechanisms.cancelling_residual(self._weights, places)
 
 
-class Chunks:
-    """A node's part in sending chunks of models under the names of virtual nodes."""
-
-    __slots__ = ("_beacon", "_chunks", "_ctx", "_mechanisms", "_virtual")
-
-    def __init__(self, ctx: Context, mechanisms: Mechanisms, nodes: int, chunks: int, degree: int, beacon: str) -> None:
-        self._ctx = ctx
-        self._mechanisms = mechanisms
-        self._chunks = chunks
-        self._beacon = beacon
-        self._virtual = mechanisms.virtual_nodes(nodes, chunks, degree, beacon)
-
-    def outgoing(self, model: Ref, round: int) -> list[tuple[Hop, Ref]]:
-        """What to send in a round."""
-        apply, cut, static = self._ctx.apply, self._mechanisms.cut, self._static(round)
-        hops = self._virtual.outgoing(self._ctx.me, round)
-        parts = {chunk: apply(cut, model, chunk=chunk, **static) for chunk in sorted({hop.chunk for hop in hops})}
-        return [(hop, parts[hop.chunk]) for hop in hops]
-
-    def lanes(self, round: int) -> list[tuple[int, ...]]:
-        """Who sends here in a round: the senders of a first chunk, those of a second one, and so on."""
-        incoming = self._virtual.incoming(self._ctx.me, round)
-        most = max(incoming.values(), default=0)
-        return [tuple(sender for sender, count in incoming.items() if count > lane) for lane in range(most)]
-
-    def merged(self, model: Ref, received: Sequence[tuple[int, Ref]], round: int) -> Ref:
-        """The mean, coordinate by coordinate, of a model and numbered chunks; what is no chunk is left out."""
-        fitting = [(number, part) for number, part in received if self._fits(model, number, part, round)]
-        if len(fitting) < len(received):
-            self._ctx.log.warning("chunks refused", round=round, count=len(received) - len(fitting))
-        if not fitting:
-            return model
-        numbers = tuple(number for number, _ in fitting)
-        parts = [part for _, part in fitting]
-        return self._ctx.apply(self._mechanisms.merged, model, *parts, numbers=numbers, **self._static(round))
-
-    def _fits(self, model: Ref, number: int, part: Ref, round: int) -> bool:
-        if not 0 <= number < self._chunks:
-            return False
-        return part.spec == Spec((self._virtual.chunk_size(number, round),), model.spec.dtype)
-
-    def _static(self, round: int) -> dict[str, object]:
-        sizes = self._mechanisms.sizes
-        return {"sizes": sizes, "chunks": self._chunks, "beacon": self._beacon, "round": round}
+def normalised(weights: Mapping[int, float]) -> dict[int, float]:
+    """What each node is of all of them, by number."""
+    total = sum(weights[node] for node in sorted(weights))
+    return {node: weights[node] / total for node in sorted(weights)}
 
 
 def weight_at(topology: Topology, node: int, receiver: int, round: int) -> float:

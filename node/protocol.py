@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from node.assumptions import Asked
 from node.config import Section, TopologySection
 from node.errors import ProtocolError
 from node.message import Message
 from node.op import Ref
+from node.row import Row
 
 if TYPE_CHECKING:
     from node.context import Context
@@ -55,7 +57,7 @@ class Protocol:
     """Whether other nodes' models enter a node's own through ``ctx.aggregate`` alone, so that every rule of the
     experiment's ``[aggregation]`` guards it; where not, there is only the rule ``mean``."""
     hides_models: ClassVar[bool] = False
-    """Whether it draws noise or shares secrets, through ``ctx.privacy``: a summary then says if they are secret."""
+    """Whether it draws noise or shares secrets, through ``ctx.privacy``, in every configuration."""
     config: Any
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -73,6 +75,24 @@ class Protocol:
     @classmethod
     def check(cls, config: Any, nodes: int) -> None:
         """Raise ConfigError where this configuration cannot run with that many nodes."""
+
+    @classmethod
+    def shows(cls, config: Any) -> Sequence[str]:
+        """The side channels that this configuration opens, with the epsilon of those that noise covers."""
+        return cls.side_channels
+
+    @classmethod
+    def hides(cls, config: Any) -> bool:
+        """Whether this configuration draws noise or shares secrets: a summary then says if they are secret."""
+        return cls.hides_models
+
+    @classmethod
+    def releases(cls, config: Any) -> Mapping[str, float]:
+        """What it tells of a node's records, once, under differential privacy of its own: epsilon by what it is.
+
+        The unit is a record, added or removed, and delta 0. Noise is drawn from ``ctx.privacy.coins()``.
+        """
+        return {}
 
     @classmethod
     def topologies(cls, config: Any) -> Sequence[TopologySection]:
@@ -102,14 +122,49 @@ class Protocol:
         return False
 
     @classmethod
+    def needs_plain_sgd(cls, config: Any) -> bool:
+        """Whether it takes what a training changes, over its steps, for a gradient: no momentum, no weight decay."""
+        return False
+
+    @classmethod
     def unifier(cls, config: Any) -> str:
         """The name in :data:`node.unifiers.UNIFIERS` by which it makes one model of several; empty: it does not."""
         return ""
 
     @classmethod
-    def roles(cls, nodes: int) -> Mapping[int, str]:
+    def compared(cls, config: Any) -> Sequence[str]:
+        """Names of further unifiers that it tries, to tell how they would have done."""
+        return ()
+
+    @classmethod
+    def asked(cls, config: Any) -> Asked | None:
+        """The one-shot algorithm that it runs, and what clients may reveal to it; None: it runs none."""
+        return None
+
+    @classmethod
+    def summary(cls, config: Any, rows: Iterable[Row], traffic: Mapping[str, int]) -> Mapping[str, Any]:
+        """What a run's summary says under the protocol's own name, made of what the run has measured; often nothing.
+
+        Args:
+            rows: all recorded metrics, in the order in which they came. Those with a ``/`` in their names are for this
+                alone: the summary does not list them among its own.
+            traffic: bytes sent, by the wire name of messages.
+        """
+        return {}
+
+    @classmethod
+    def roles(cls, config: Any, nodes: int) -> Mapping[int, str]:
         """Nodes with a role other than ``learner``; only learners are given data to train on."""
         return {}
+
+    @classmethod
+    def virtual_nodes(cls, config: Any) -> int:
+        """How many virtual nodes each node owns: participants beyond the nodes, with keys and addresses of their own.
+
+        They run the protocol too, have no data, and record nothing; ``ctx.privacy`` tells owner and virtual node, and
+        nobody else, that they belong together.
+        """
+        return 0
 
     async def run(self, ctx: Context) -> Ref | None:
         """Take part, and return this node's final model (None: it has none)."""

@@ -15,19 +15,10 @@ from numpy.typing import NDArray
 
 from node.errors import ProtocolError
 from node.op import Ref, Value
+from node.row import Row
 
 _SENT = "bytes_sent"
 """The metric with which a node tells the bytes that it has sent in all."""
-
-
-class Row(NamedTuple):
-    """One measured number."""
-
-    time_s: float
-    node: int
-    round: int
-    metric: str
-    value: float
 
 
 class _Instant:

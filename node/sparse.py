@@ -92,21 +92,14 @@ def _packed(model: Value, mask: Value, *, count: int) -> Value:
 @op(spec=_bits_spec)
 def _bits(mask: Value) -> Value:
     """Eight elements a byte, the first one lowest."""
-    packed = _as_bytes(mask[::_BYTE] != 0)
-    for place in range(1, _BYTE):
-        flags = _as_bytes(mask[place::_BYTE] != 0)
-        packed[: len(flags)] += flags << place
-    return packed
+    return _like(_as_bytes(mask[:0]), np.packbits(_array(mask) != 0, bitorder="little"))
 
 
 @op
 def unpacked_mask(like: Value, bits: Value, *, count: int) -> Value:
     """The mask of a model like another from its bits; 0 everywhere, where they do not count as many elements."""
-    mask = like * 0.0
-    for place in range(_BYTE):
-        part = mask[place::_BYTE]
-        part[:] = (bits[: len(part)] >> place) & 1
-    return mask if int(mask.sum()) == count else mask * 0.0
+    kept = np.unpackbits(_array(bits), count=len(like), bitorder="little")
+    return _like(like, kept if np.count_nonzero(kept) == count else np.zeros_like(kept))
 
 
 @op
@@ -123,6 +116,16 @@ def _kept_mean(total: Value, count: Value, mask: Value) -> Value:
     return total / (count + (count == 0)) * mask
 
 
-def _as_bytes(flags: Value) -> Value:
-    """Flags as unsigned bytes, whatever library they come from."""
-    return flags.byte() if hasattr(flags, "byte") else flags.astype(np.uint8)
+def _as_bytes(value: Value) -> Value:
+    """Numbers as unsigned bytes, whatever library they come from."""
+    return value.byte() if hasattr(value, "byte") else value.astype(np.uint8)
+
+
+def _array(value: Value) -> np.ndarray:
+    """A value of any library as an array, without a copy where it is in main memory."""
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+
+
+def _like(value: Value, array: np.ndarray) -> Value:
+    """An array's numbers in the library, type and place of a value."""
+    return value.new_tensor(array) if hasattr(value, "new_tensor") else array.astype(value.dtype)

@@ -8,8 +8,8 @@ logits may travel in place of the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 from typing import Protocol as Interface
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from node.errors import ProtocolError
 from node.op import Op, Ref
-from node.unifiers import STUDENTS, UNIFIERS, Given, Loss, Rule, Unifier, refusal
+from node.unifiers import STUDENTS, UNIFIERS, Distillation, Generation, Given, Loss, Rule, Unifier, refusal
 
 if TYPE_CHECKING:
     from node.compute import Compute
@@ -33,6 +33,8 @@ class UnifyOps(Interface):
 
     logits: Op[...]
     """What a model says of every public sample, [samples, classes]."""
+    halved: Op[...]
+    """Logits in half precision, to travel."""
     combined: Op[...]
     """Of several logits, what the models say together: static ``rule`` and ``weights``."""
     fresh: Op[...]
@@ -40,6 +42,9 @@ class UnifyOps(Interface):
     distil: Op[...]
     """From a student and what a teacher says, the student that has learned it: static ``rule``, ``loss``,
     ``temperature``, ``steps``, ``batch_size``, ``lr``."""
+    generated: Op[...]
+    """From a student and models, the student that has learned from made-up samples what the models say of them: static
+    ``epochs``, ``steps``, ``batch_size``, ``lr``, ``student_lr``, ``temperature``."""
     agreement: Op[...]
     """Of a student and what a teacher says: ``agreement`` of classes, on public samples that it has not seen."""
     familiarity: Op[...]
@@ -92,21 +97,13 @@ class UnifyOps(Interface):
         """Samples that so many steps of a student process."""
         ...
 
+    def generation_samples(self, models: int, how: Generation) -> tuple[int, int]:
+        """Samples that go through models, and that a student learns from, in a generation with so many models."""
+        ...
+
     def fisher_samples(self, node: int, samples: int) -> int:
         """Samples that a node's Fisher information is the mean over, where so many are asked for."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Distillation:
-    """How a student learns: by Adam, for a number of steps that nothing cuts short."""
-
-    steps: int = 1500
-    """Few public samples still take this many."""
-    batch_size: int = 128
-    lr: float = 1e-3
-    temperature: float = 1.0
-    """What logits are divided by, for ``kl``; its square scales the loss."""
 
 
 class Unified(NamedTuple):
@@ -143,6 +140,7 @@ class Unify:
         common_start: bool = True,
         student: Ref | None = None,
         how: Distillation | None = None,
+        generation: Generation | None = None,
     ) -> Unified:
         """One predictor of several models, as a name in :data:`node.unifiers.UNIFIERS` says; takes time.
 
@@ -154,6 +152,7 @@ class Unify:
             common_start: whether the models have begun as the same one.
             student: where the student begins; None: it has learned nothing.
             how: how the student learns; None: as :class:`Distillation` does by itself.
+            generation: the same where its samples are made up.
 
         Raises:
             ProtocolError: the unifier is unknown, or something that it needs is not there.
@@ -166,6 +165,9 @@ class Unify:
             return Unified(model, self._ctx.evaluate(model), None)
         if unifier.is_ensemble:
             return Unified(None, self.judge(models, *_speaking(unifier, by_label)), None)
+        if unifier.is_generated:
+            model = await self.generated(self.fresh() if student is None else student, models, generation)
+            return Unified(model, self.judge_student(model), None)
         return await self.taught(name, [await self.logits(model) for model in models], by_label, student, how)
 
     async def taught(
@@ -182,8 +184,9 @@ class Unify:
         """
         self.check(name, by_label is not None)
         unifier = UNIFIERS[name]
-        if unifier.loss is None:
-            raise ProtocolError(f"unify: {name!r} teaches no student; allowed: {', '.join(STUDENTS)}")
+        if unifier.loss is None or unifier.is_generated:
+            allowed = ", ".join(each for each in STUDENTS if UNIFIERS[each].needs_public)
+            raise ProtocolError(f"unify: {name!r} teaches no student by logits; allowed: {allowed}")
         rule, weights = _speaking(unifier, by_label)
         teacher = self.combined(logits, rule, weights)
         model = await self.distilled(self.fresh() if student is None else student, teacher, rule, unifier.loss, how)
@@ -197,13 +200,23 @@ class Unify:
         if reason := refusal(name, Given(public, has_counts, has_fishers, common_start, other)):
             raise ProtocolError(f"unify: {reason}")
 
+    @property
+    def public_samples(self) -> int:
+        """How many public samples there are; 0 for none."""
+        return 0 if self._known is None else self._known.public_samples
+
+    @property
+    def has_other_student(self) -> bool:
+        """Whether students are of another architecture than the experiment's model."""
+        return self._known is not None and self._known.has_other_student
+
     # Averages
 
     def average(self, models: Sequence[Ref], shares: Sequence[float] | None = None) -> Ref:
         """The mean of models that have begun alike, weighted by their shares."""
         return self._ctx.mix(models, _normalised(shares, len(models)))
 
-    async def fisher(self, model: Ref, samples: int = 128) -> Ref:
+    def fisher(self, model: Ref, samples: int = 128) -> Awaitable[Ref]:
         """How much a model depends on each of its parameters, on some of this node's samples; takes time.
 
         Raises ProtocolError where training is private: nothing covers what this tells of the node's data.
@@ -213,7 +226,7 @@ class Unify:
         ops, node = self._ops, self._ctx.me
         task = self._ctx.apply(ops.fisher, model, samples=samples)
         taken = ops.fisher_samples(node, samples)
-        return await self._worked(task, taken, taken * ops.classes * ops.training_flops)
+        return self._worked(task, taken, taken * ops.classes * ops.training_flops)
 
     def fisher_mean(self, models: Sequence[Ref], fishers: Sequence[Ref], shares: Sequence[float] | None = None) -> Ref:
         """The mean of models that have begun alike, parameter by parameter weighted by their Fisher information."""
@@ -223,12 +236,16 @@ class Unify:
 
     # Teachers
 
-    async def logits(self, model: Ref) -> Ref:
+    def logits(self, model: Ref) -> Awaitable[Ref]:
         """What a model says of every public sample, [samples, classes]; takes time. It may travel as a message."""
         ops = self._ops
         self._check_public()
         task = self._ctx.apply(ops.logits, model)
-        return await self._worked(task, 1, ops.public_samples * ops.inference_flops)
+        return self._worked(task, 1, ops.public_samples * ops.inference_flops)
+
+    def halved(self, logits: Ref) -> Ref:
+        """Logits in half precision, two bytes a number: to travel. What is made of logits takes these too."""
+        return self._ctx.apply(self._ops.halved, logits)
 
     def combined(self, logits: Sequence[Ref], rule: Rule, by_label: ByLabel | None = None) -> Ref:
         """What models say together of every public sample, [samples, classes]: a teacher."""
@@ -269,6 +286,15 @@ class Unify:
             lr=how.lr,
         )
         return await self._worked(task, how.steps, ops.samples(how.steps, how.batch_size) * ops.student_flops)
+
+    async def generated(self, student: Ref, models: Sequence[Ref], how: Generation | None = None) -> Ref:
+        """A student that has learned what models say of samples that a generator has made up; takes time."""
+        ops, how = self._ops, how or Generation()
+        _check_some(len(models))
+        task = self._ctx.apply(ops.generated, student, *models, **asdict(how))
+        through, learned = ops.generation_samples(len(models), how)
+        flops = through * ops.training_flops + learned * ops.student_flops
+        return await self._worked(task, how.epochs * how.steps, flops)
 
     def agreement(self, student: Ref, teacher: Ref) -> Ref:
         """``agreement``: how often a student and a teacher put the same class first, where it has not been taught."""

@@ -21,7 +21,9 @@ from node.config import TopologySection
 from node.errors import StarlingError
 from node.graph import Graph
 from node.message import Message
+from node.oneshot import OneShotOps
 from node.op import Op, Ref, Spec, Static, Value
+from node.participants import Participants
 from node.private import Mechanisms
 from node.sparse import SparseOps
 from node.topology import Topology
@@ -60,6 +62,8 @@ class Workload(Interface):
     evaluate: Op[...]
     risk: Op[...]
     """How well an attack on a model's losses tells what a node trains on from what it holds out (AUC - 0.5)."""
+    utility: Op[...]
+    """The root mean square of a model's losses on one batch of what a node trains on."""
     mix: Op[...]
     part: Op[...]
     """The elements ``start`` to ``stop`` of a model."""
@@ -76,6 +80,11 @@ class Workload(Interface):
     @property
     def unify(self) -> UnifyOps | None:
         """What makes one model of several, where there are classes to tell apart."""
+        ...
+
+    @property
+    def oneshot(self) -> OneShotOps | None:
+        """What one-shot algorithms do, where there are classes to tell apart."""
         ...
 
     def shard_size(self, node: int) -> int:
@@ -171,6 +180,8 @@ class World(Interface):
     graph: Graph
     workload: Workload
     topology: Topology
+    participants: Participants
+    """Everybody, and who owns whom; what of it a protocol may know, ``ctx.privacy`` tells."""
     seed: int
     initial: Ref
     gone: Collection[int]
@@ -188,7 +199,7 @@ class World(Interface):
         ...
 
     def peers(self, role: str | None) -> tuple[int, ...]:
-        """All nodes of a role (None: of any), sorted."""
+        """All peers of a role (None: of any), sorted; virtual nodes have a role of their own, and are no peers."""
         ...
 
     def topology_of(self, section: TopologySection) -> Topology:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from node import Context, Future, Ref
-from node.cohorts import Round, Stopping, by_capacity, generator, number_to_ask, uniform
-from protocols.cohort_member import tell
-from protocols.cohort_round import Answer, Assignment, Hello, RunningMean, Update, validation_loss
+from node import Context, Future
+from node.cohorts import Round, Stopping
+from protocols.branching import branches
+from protocols.choosing import Choosing
+from protocols.cohort_round import Answer, Assignment, Hello, mean_loss, shares_of, tell, weight_of
 from protocols.cohort_settings import Settings
+from protocols.cohort_step import NOTHING, Outcome, next_state
+from protocols.cohort_sums import MaskedGathering, announced
+from protocols.gathering import Gathering
+from protocols.handing import Handing
 from protocols.leadership import Leadership
-from protocols.unification import Stopped, unifier
 from protocols.versions import Shelf, Version
 
 
@@ -24,49 +30,59 @@ class Leader:
         shelf: Shelf,
         leadership: Leadership,
         cohort: int,
-        members: Sequence[int],
         roll: Mapping[int, Hello],
+        handing: Handing,
     ) -> None:
         """``roll``: what members have said of themselves, and this node of itself where it trains too."""
-        self.noted_by: int | None = None
-        """Who keeps the model of this leader's cohort, once it has stopped."""
         self._settings = settings
         self._shelf = shelf
         self._leadership = leadership
         self._cohort = cohort
-        self._members = members
         self._roll = roll
-        self._times_s: dict[int, float] = {}
+        self._handing = handing
         self._asked: dict[int, Assignment] = {}
         self._mustered: Future[None] | None = None
 
-    async def lead(self, ctx: Context, epoch: int, term: int, round: int, digest: str) -> None:
+    async def lead(self, ctx: Context, term: int, round: int, digest: str) -> None:
         """Train on from a round's model until the cohort stops, or another node leads; then hand the model in."""
-        settings, began_s = self._settings, ctx.now
+        settings = self._settings
         version, stopping = self._shelf[digest], Stopping(settings.stopping)
         for loss in version.losses:
             stopping.step(_seen(loss))
+        began_s, began_bytes = ctx.now - version.time_s, ctx.bytes_sent - version.size_bytes
         # At first they may still be starting; later, who is there has followed within an election timeout.
         await self._muster(ctx, settings.muster_s if round < 0 else settings.election_timeout_s)
+        choosing = Choosing(ctx, settings, self._cohort, version.sampler)
         while self._leadership.leads(term) and not stopping.is_stopped:
             round += 1
-            heard, mean = await self._round(ctx, Assignment(epoch=epoch, term=term, round=round, digest=version.digest))
-            loss = validation_loss(heard, by_samples=settings.weights == "samples")
-            stopping.step(_seen(loss, ctx.now - began_s, ctx.bytes_sent))
-            version = await self._next(ctx, version, mean, loss, stopping)
-            if not await self._leadership.commit(ctx, term, round, version.digest):
+            assignment = Assignment(epoch=self._leadership.epoch, term=term, round=round, digest=version.digest)
+            outcome = await self._round(ctx, assignment, choosing.draw(self._there(ctx), round))
+            if not self._leadership.leads(term):
                 return
-            self._record(ctx, round, version, loss, len(heard))
+            choosing.observe(outcome.answers, outcome.times_s)
+            seen = _seen(mean_loss(outcome.answers.values()).loss, ctx.now - began_s, ctx.bytes_sent - began_bytes)
+            stopping.step(seen)
+            version = await self._next(ctx, version, outcome, seen, stopping, choosing.state())
+            is_committed = await self._leadership.commit(ctx, term, round, version.digest)
+            self._shelf.pinned = ""
+            if not is_committed:
+                return
+            loss = version.losses[-1]
+            self._record(ctx, round, version, loss, len(outcome.members))
+            if not stopping.is_stopped:
+                await self._leadership.settle(ctx, term, round)
         if self._leadership.leads(term):
             is_best = settings.checkpoint == "best" and stopping.best_round is not None
-            await self._hand_in(ctx, term, version.best if is_best else version.digest, round + 1)
+            digests = (version.best, version.digest) if is_best else (version.digest,)
+            await self._handing.hand_in(ctx, self._leadership.leads, term, digests, round + 1, self._roll)
 
     # Members
 
     def greeted(self, ctx: Context, member: int) -> None:
         """A member has said who it is: it may be the last one, or be back, and have lost what it was asked."""
-        if member in self._asked:
-            tell(ctx, member, self._asked[member])
+        for asked, assignment in self._asked.items():
+            if member in (asked, assignment.to):
+                tell(ctx, asked, assignment)
         if self._mustered is not None and not self._mustered.done() and not self._missing(ctx):
             self._mustered.set_result(None)
 
@@ -78,71 +94,101 @@ class Leader:
             await self._mustered
 
     async def _begin_without(self, ctx: Context, mustered: Future[None], wait_s: float) -> None:
-        await ctx.sleep(wait_s)
+        end_s = ctx.now + wait_s
+        while ctx.now < end_s and self._missing(ctx):  # who is found to be gone meanwhile is not waited for
+            await ctx.sleep(min(self._settings.election_timeout_s, end_s - ctx.now))
         if not mustered.done():
             mustered.set_result(None)
 
     def _missing(self, ctx: Context) -> bool:
-        return any(member not in self._roll for member in ctx.alive(self._members) if member != ctx.me)
+        return any(member not in self._roll for member in ctx.alive(self._leadership.members) if member != ctx.me)
 
     # Rounds
 
-    async def _round(self, ctx: Context, assignment: Assignment) -> tuple[Mapping[int, Answer], Ref | None]:
-        """Ask this round's members to train the model; gives who has, and the mean of what they made of it."""
+    async def _round(self, ctx: Context, assignment: Assignment, asked: Sequence[int]) -> Outcome:
+        """Ask members to train the model; gives who has, and the mean of what they made of it."""
         settings, began_s = self._settings, ctx.now
-        asked = self._drawn(ctx, assignment.round)
+        if settings.secure:
+            assignment, asked = announced(ctx, settings, assignment, asked, self._roll)
         if not asked:
             await ctx.sleep(settings.election_timeout_s)
-            return {}, None
-        is_by_samples = settings.weights == "samples"
-        mean = RunningMean(ctx, {m: self._roll[m].samples if is_by_samples else 1 for m in asked}, settings.window)
+            return NOTHING
+        shares = shares_of({member: weight_of(self._roll[member], settings.weights) for member in asked})
+        gathering = self._gathering(ctx, assignment, shares)
+        times_s: dict[int, float] = {}
 
-        def add(member: int, update: Update) -> Answer:
-            del self._asked[member]
-            self._times_s[member] = ctx.now - began_s
-            mean.add(member, update.model)
-            return Answer(update.loss, update.held)
+        def add(sender: int, sent: Any) -> Answer:
+            for member in under[sender]:
+                del told[member]
+            times_s[sender] = ctx.now - began_s
+            return gathering.take(sender, sent, under[sender])
 
-        self._asked = dict.fromkeys(asked, assignment)
-        for member in asked:
-            tell(ctx, member, assignment)
-        heard = await ctx.collect_each(
-            Update,
+        told = self._asked = branches(assignment, shares, settings.branching)
+        under: dict[int, list[int]] = {}
+        for member, each in told.items():
+            under.setdefault(member if each.to is None else each.to, []).append(member)
+            tell(ctx, member, each)
+        ctx.spawn(self._remind(ctx, assignment.term, told))
+        answers = await ctx.collect_each(
+            gathering.kind,
             add,
-            frm=asked,
-            quorum=min(settings.sample or len(asked), len(asked)),
+            frm=tuple(under),
+            quorum=min(max(settings.sample or len(under), gathering.least), len(under)),
             timeout_s=settings.deadline_s or None,
             term=assignment.term,
             round=assignment.round,
         )
-        self._asked = {}
-        return heard, mean.mean()
+        told.clear()  # and no other round's: an old term's may end late
+        if not self._leadership.leads(assignment.term):
+            return NOTHING
+        model, change = await gathering.means()
+        return Outcome(answers, gathering.members, model, change, times_s)
 
-    def _drawn(self, ctx: Context, round: int) -> tuple[int, ...]:
-        """Whom to ask: the same whoever leads, as long as the same members are there."""
-        settings, roll = self._settings, self._roll
-        there = [member for member in ctx.alive(self._members) if member in roll and roll[member].samples]
-        if not settings.sample or not there:
-            return tuple(there)
-        count, rng = (
-            number_to_ask(settings.sample, 1 + settings.over_select),
-            generator(ctx.seed, self._cohort, round),
+    async def _remind(self, ctx: Context, term: int, told: Mapping[int, Assignment]) -> None:
+        """Tell those who have not answered once more, ever more seldom: one message that is lost must stop nobody."""
+        wait_s = self._settings.election_timeout_s
+        await ctx.sleep(wait_s)
+        while told and self._leadership.leads(term):
+            for member, assignment in told.items():
+                tell(ctx, member, replace(assignment, epoch=self._leadership.epoch, again=True))
+            wait_s *= 2
+            await ctx.sleep(wait_s)
+
+    def _gathering(
+        self, ctx: Context, assignment: Assignment, shares: Mapping[int, float]
+    ) -> Gathering | MaskedGathering:
+        if not self._settings.secure:
+            return Gathering(ctx, self._settings, shares)
+        return MaskedGathering(ctx, self._settings, assignment, shares, self._shelf[assignment.digest].model)
+
+    def _there(self, ctx: Context) -> tuple[int, ...]:
+        """Members that can be asked."""
+        roll = self._roll
+        return tuple(
+            [member for member in ctx.alive(self._leadership.members) if member in roll and roll[member].samples]
         )
-        if settings.sampling == "random":
-            return uniform(there, count, rng)
-        usual_s = sorted(self._times_s.values())[len(self._times_s) // 2] if self._times_s else 1.0
-        return by_capacity({member: self._times_s.get(member, usual_s) for member in there}, count, rng)
 
-    async def _next(self, ctx: Context, last: Version, mean: Ref | None, loss: float, stopping: Stopping) -> Version:
+    async def _next(
+        self, ctx: Context, last: Version, outcome: Outcome, seen: Round, stopping: Stopping, sampler: bytes
+    ) -> Version:
         """The cohort's model after a round. A round's loss is that of the model which entered it."""
         is_best = stopping.best_round == len(last.losses)
-        model = last.model if mean is None else mean
+        cohort = {*self._leadership.members, *outcome.members}
+        roll = {member: self._roll[member] for member in sorted(cohort) if member in self._roll}
+        model, state = next_state(ctx, self._settings, last, outcome, roll)
         version = Version(
-            digest=last.digest if mean is None else await ctx.digest(model),
+            digest=last.digest,
             model=model,
-            losses=(*last.losses, loss),
+            losses=(*last.losses, math.nan if seen.loss is None else seen.loss),
+            time_s=seen.time_s,
+            size_bytes=seen.size_bytes,
             best=last.digest if is_best else last.best,
+            state=state,
+            sampler=sampler,
         )
+        if outcome.model is not None:
+            version = replace(version, digest=await ctx.digest(*version.tensors))
+        self._shelf.pinned = version.digest
         self._shelf.add(version)
         return version
 
@@ -150,27 +196,7 @@ class Leader:
         with ctx.aside():
             metrics = ctx.evaluate(version.model)
         ctx.record(round=round, accuracy=metrics, loss=metrics, validation_loss=loss, members=members)
-
-    # The end
-
-    async def _hand_in(self, ctx: Context, term: int, digest: str, rounds: int) -> None:
-        """Tell the node that unifies, and whoever takes its place, that this cohort has a model."""
-        others = ctx.alive([member for member in self._members if member != ctx.me])
-        if not await self._shelf.fetch(ctx, digest, others):
-            ctx.log.warning("the best model is lost with those that had it", digest=digest)
-            return
-        hellos = [self._roll[member] for member in sorted(self._roll)]
-        stopped = Stopped(
-            cohort=self._cohort,
-            digest=digest,
-            rounds=rounds,
-            samples=sum(hello.samples for hello in hellos),
-            counts=tuple(math.fsum(column) for column in zip(*[hello.counts for hello in hellos], strict=True)),
-        )
-        while self._leadership.leads(term):
-            if self.noted_by != (office := unifier(ctx)):
-                tell(ctx, office, stopped)
-            await ctx.sleep(self._settings.election_timeout_s)
+        ctx.record(round=round, **{"cpfl/round.cohort": self._cohort})
 
 
 def _seen(loss: float, time_s: float = 0.0, size_bytes: int = 0) -> Round:

@@ -1,13 +1,14 @@
-"""One round of a cohort: what leader and members say to each other, and the mean that is made of it."""
+"""One round of a cohort: what leader and members say to each other."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
 
 from node import Context, Message, Ref
+
+Weights = Literal["samples", "uniform", "nova"]
 
 
 class Hello(Message, name="cpfl/hello/1"):
@@ -16,6 +17,10 @@ class Hello(Message, name="cpfl/hello/1"):
     samples: int
     counts: tuple[float, ...] = ()
     """Samples of each class, perhaps with noise; empty where nobody needs them."""
+    steps: int = 1
+    """Of one training."""
+    key: tuple[bytes, ...] = ()
+    """Public key and signature, to share secrets with others; empty where models are not masked."""
 
 
 class Assignment(Message, name="cpfl/assignment/1"):
@@ -25,6 +30,14 @@ class Assignment(Message, name="cpfl/assignment/1"):
     term: int
     round: int
     digest: str
+    to: int | None = None
+    """Who adds up what becomes of it; None: I do."""
+    shares: tuple[tuple[int, float], ...] = ()
+    """For the one who adds up: whose models, and how much of the whole round each one is."""
+    senders: tuple[tuple[int, float, bytes, bytes], ...] = ()
+    """Whose models are added up under masks: number, how much it counts, public key and signature."""
+    again: bool = False
+    """Whether it has been told before: then it counts only for who lacks it, or whose answer must be lost."""
 
 
 class Update(Message, name="cpfl/update/1", key=("term", "round")):
@@ -37,70 +50,69 @@ class Update(Message, name="cpfl/update/1", key=("term", "round")):
     """Of the model that came, on what the member holds out; taken before it was trained."""
     held: int
     """Samples that the loss is the mean over."""
+    change: Ref | None = None
+    """Of the member's control variate (SCAFFOLD)."""
+    utility: float = 0.0
+    """What there was to learn: samples times the root mean square of losses (Oort); 0 where nobody asks."""
+
+
+class Partial(Message, name="cpfl/partial/1", key=("term", "round")):
+    """What some members made of it, added up by one of them."""
+
+    term: int
+    round: int
+    model: Ref
+    """The sum of their models, each times its share of the round."""
+    members: tuple[int, ...]
+    """Who is in it."""
+    loss: float
+    """The mean of theirs."""
+    weight: float
+    """How much that mean counts."""
+    change: Ref | None = None
+    """The sum of their changes, each times its share."""
 
 
 class Answer(NamedTuple):
-    """What is kept of an update, once its model is added up."""
+    """What is kept of an update, or of a partial sum, once its model is added up."""
 
     loss: float
-    held: int
+    weight: float
+    """How much the loss counts; 0 where there is none."""
+    utility: float = 0.0
 
 
-class RunningMean:
-    """The weighted mean of models that are added as they come, in the order of their members' numbers.
-
-    At most ``window`` models wait for those of lower numbers: one more, and the lowest that has come is added before
-    its turn. Up to there the result has the bits of ``ctx.mix`` over all; beyond, two runs agree to rounding. So a
-    leader's memory depends on the window, not on the cohort.
-    """
-
-    def __init__(self, ctx: Context, weights: Mapping[int, float], window: int) -> None:
-        self._ctx = ctx
-        total = sum(weights.values())
-        self._shares = {member: weights[member] / total for member in sorted(weights)}
-        self._turns = deque(self._shares)
-        self._window = window
-        self._waiting: dict[int, Ref] = {}
-        self._sum: Ref | None = None
-        self._added: list[int] = []
-
-    def add(self, member: int, model: Ref) -> None:
-        """Take in a member's model."""
-        self._waiting[member] = model
-        while self._waiting and (self._turns[0] in self._waiting or len(self._waiting) > self._window):
-            self._add_lowest()
-
-    def _add_lowest(self) -> None:
-        member = min(self._waiting)
-        model, share = self._waiting.pop(member), self._shares[member]
-        with self._ctx.aside():
-            if self._sum is None:
-                self._sum = self._ctx.mix([model], [share])
-            else:
-                self._sum = self._ctx.mix([self._sum, model], [1.0, share])
-        self._turns.remove(member)
-        self._added.append(member)
-        if len(self._added) % self._window == 0:
-            self._ctx.spawn(self._settle(self._sum))
-
-    async def _settle(self, partial: Ref) -> None:
-        """Let go of the models that are in the sum."""
-        await self._ctx.value(partial)
-
-    def mean(self) -> Ref | None:
-        """The mean of those that have come; None where none has."""
-        while self._waiting:
-            self._add_lowest()
-        if self._sum is None or not self._turns:
-            return self._sum
-        with self._ctx.aside():
-            return self._ctx.mix([self._sum], [1.0 / sum(self._shares[member] for member in sorted(self._added))])
+def weight_of(hello: Hello, weights: Weights) -> float:
+    """How much a member counts."""
+    match weights:
+        case "uniform":
+            return 1
+        case "nova":
+            return hello.samples / max(hello.steps, 1)
+        case _:
+            return hello.samples
 
 
-def validation_loss(answers: Mapping[int, Answer], *, by_samples: bool) -> float:
-    """The mean of the members' losses, weighted by what they are means over or not; NaN where nobody has any."""
-    heard = [answer for answer in answers.values() if answer.held]
-    weights = [answer.held if by_samples else 1 for answer in heard]
+def mean_loss(answers: Iterable[Answer]) -> Answer:
+    """The weighted mean of losses, and all their weight; NaN where nobody has any, infinite where a model diverged."""
+    heard = [answer for answer in answers if answer.weight]
+    weight = sum(answer.weight for answer in heard)
     if not heard:
-        return math.nan
-    return math.fsum(w * answer.loss for w, answer in zip(weights, heard, strict=True)) / sum(weights)
+        return Answer(math.nan, 0)
+    if not all(math.isfinite(answer.loss) for answer in heard):
+        return Answer(math.inf, weight)
+    return Answer(math.fsum(answer.weight * answer.loss for answer in heard) / weight, weight)
+
+
+def shares_of(weights: Mapping[int, float]) -> dict[int, float]:
+    """What each member is of the whole round, by number."""
+    total = sum(weights.values())
+    return {member: weights[member] / total for member in sorted(weights)}
+
+
+def tell(ctx: Context, node: int, message: Message) -> None:
+    """Send beside whatever goes on; what a node tells itself is no traffic."""
+    if node == ctx.me:
+        ctx.deliver(node, message)
+    else:
+        ctx.spawn(ctx.send(node, message))

@@ -7,14 +7,13 @@ Smith, MLSys 2020 (``proximal``). FedAdam: Reddi et al.: Adaptive Federated Opti
 Node 0 is the server: it holds no data and trains nothing. All others are clients.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from pydantic import Field
 
 from node import ConfigError, Context, Message, Protocol, ProtocolError, Ref, Unreachable, on
-from node.learn.federated import ServerOptimizer
+from node.cohorts import generator, number_to_ask, uniform
+from protocols.server import ServerOptions
 
 SERVER = 0
 
@@ -49,7 +48,7 @@ class FedAvg(Protocol):
     aggregates = True
     side_channels = ("number of samples",)
 
-    class Config(Protocol.Config):
+    class Config(ServerOptions):
         """Options of ``[protocol]``."""
 
         rounds: int = Field(100, ge=1)
@@ -62,18 +61,9 @@ class FedAvg(Protocol):
         """Longest wait for a round's updates; 0: without end."""
         server_wait_s: float = Field(300.0, ge=0)
         """How long clients wait for a server that is gone to come back."""
-        proximal: float = Field(0.0, ge=0)
-        """FedProx: strength of the pull towards the global model during local training."""
-        server: Literal["average", "momentum", "adagrad", "yogi", "adam"] = "average"
-        """How the server steps: to the clients' average, or along its change (FedAvgM, FedAdam and relatives)."""
-        server_lr: float = Field(0.1, gt=0)
-        """Of all but the average: learning rate."""
-        beta1: float = Field(0.9, ge=0, lt=1)
-        """Of all but the average: decay of the mean."""
-        beta2: float = Field(0.99, ge=0, lt=1)
-        """FedYogi, FedAdam: decay of the square."""
-        tau: float = Field(1e-3, gt=0)
-        """FedAdagrad, FedYogi, FedAdam: degree of adaptivity."""
+        most_over_median: float = Field(0.0, ge=0)
+        """A client's samples count for no more than so many times the (lower) median of its round; 0: for as many as it
+        claims. Against clients that lie about them, at the cost of those that do hold far more than most."""
 
     config: Config
     newest: Assignment | None = None
@@ -95,7 +85,7 @@ class FedAvg(Protocol):
         return config.sample or nodes - 1
 
     @classmethod
-    def roles(cls, nodes: int) -> Mapping[int, str]:
+    def roles(cls, config: Config, nodes: int) -> Mapping[int, str]:
         """Node 0 serves."""
         return {SERVER: "server"}
 
@@ -136,8 +126,7 @@ class FedAvg(Protocol):
     async def serve(self, ctx: Context) -> Ref:
         """The server: all rounds, then the result to everybody."""
         model, first = ctx.initial_model(), 0
-        c = self.config
-        optimizer = ServerOptimizer(c.server, c.server_lr, c.beta1, c.beta2, c.tau)
+        optimizer = self.config.optimizer
         moments = optimizer.moments(ctx, model)
         if saved := ctx.restore():
             model, first = saved["model"], saved["round"]
@@ -145,7 +134,7 @@ class FedAvg(Protocol):
         for round in range(first, self.config.rounds):
             updates = await self.round(ctx, round, model)
             if updates:
-                mean = average(ctx, model, updates, progress=round / self.config.rounds)
+                mean = average(ctx, model, updates, round / self.config.rounds, self.config.most_over_median)
                 model, moments = optimizer.step(ctx, model, mean, moments)
             metrics = ctx.evaluate(model)
             ctx.record(round=round, accuracy=metrics, loss=metrics, clients=len(updates))
@@ -169,8 +158,9 @@ class FedAvg(Protocol):
     async def round(self, ctx: Context, round: int, model: Ref) -> dict[int, Update]:
         """Assign the model to this round's clients and hear them, at most ``sample`` of them."""
         sample, deadline_s = self.config.sample, self.config.deadline_s or None
-        further = math.ceil(sample * self.config.over_select - 1e-9)  # 100 * 0.07 is a little over 7
-        clients = ctx.sample(sample + further or len(ctx.peers()))
+        there = ctx.peers()
+        count = number_to_ask(sample, 1 + self.config.over_select) if sample else len(there)
+        clients = uniform(there, count, generator(ctx.seed, 0, round))
         if not clients:
             raise ProtocolError("fedavg: every client is gone; nothing is left to average")
         await self.assign(ctx, clients, Assignment(round=round, model=model))
@@ -179,8 +169,17 @@ class FedAvg(Protocol):
         return {client: update for client, update in heard.items() if update.samples > 0}
 
 
-def average(ctx: Context, model: Ref, updates: dict[int, Update], progress: float) -> Ref:
-    """The mean of the clients' models, weighted by their samples; the global ``model`` is no part of it."""
-    total = sum(update.samples for update in updates.values())
-    weights = [0.0, *(update.samples / total for update in updates.values())]
+def average(
+    ctx: Context, model: Ref, updates: dict[int, Update], progress: float, most_over_median: float = 0.0
+) -> Ref:
+    """The mean of the clients' models, weighted by their samples; the global ``model`` is no part of it.
+
+    With ``most_over_median``, none counts for more samples than so many times the (lower) median.
+    """
+    samples: list[float] = [update.samples for update in updates.values()]
+    if most_over_median:
+        most = most_over_median * sorted(samples)[(len(samples) - 1) // 2]
+        samples = [min(count, most) for count in samples]
+    total = sum(samples)
+    weights = [0.0, *(count / total for count in samples)]
     return ctx.aggregate(model, {client: update.model for client, update in updates.items()}, weights, progress)

@@ -1,44 +1,20 @@
-"""Who leads a cohort: one that its members elect, or its first one without asking.
-
-What happens here happens to :mod:`node.election`'s state machine, event by event: messages, timers and models come in,
-and what it decides is carried out in order.
-"""
+"""Who leads a cohort: one that its members elect (:mod:`protocols.elected`), or its first one without asking."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Awaitable, Sequence
 from typing import Any
 from typing import Protocol as Interface
 
-from node import Context, Future, Message, ProtocolError
-from node.election import (
-    Action,
-    Aggregated,
-    BecomeLeader,
-    Commit,
-    Durable,
-    Election,
-    Fetch,
-    Fetched,
-    Input,
-    Persist,
-    Preference,
-    Proposal,
-    Received,
-    Role,
-    Send,
-    Start,
-    StepDown,
-    Tick,
-    Timing,
-    Unavailable,
-    Warn,
-    pack,
-    unpack,
-)
+from node import Context, Message
+from protocols.cohort_round import Assignment, tell
+from protocols.testimony import Statement
 from protocols.versions import Shelf
+
+RETURNED = "Returned"
+"""What a fixed leader says that has been away."""
+
+_NONE = "-"
 
 
 class Control(Message, name="cpfl/control/1"):
@@ -58,8 +34,12 @@ class Host(Interface):
         """Whether there is a result, and nothing is left to lead."""
         ...
 
-    def lead(self, ctx: Context, epoch: int, term: int, round: int, digest: str) -> Awaitable[None]:
+    def lead(self, ctx: Context, term: int, round: int, digest: str) -> Awaitable[None]:
         """This node leads: go on after this round, whose model is at hand."""
+        ...
+
+    def elected(self, ctx: Context, round: int, *, is_failover: bool) -> None:
+        """A majority wants this node to lead after this round; ``is_failover``: the last leader is lost."""
         ...
 
     def follow(self, ctx: Context, leader: int) -> None:
@@ -75,6 +55,16 @@ class Leadership(Interface):
     """What a cohort's protocol asks of it."""
 
     @property
+    def leader(self) -> int | None:
+        """Who leads, as far as this node knows."""
+        ...
+
+    @property
+    def members(self) -> Sequence[int]:
+        """Who belongs to the cohort."""
+        ...
+
+    @property
     def epoch(self) -> int:
         """Of the cohort's membership."""
         ...
@@ -87,6 +77,10 @@ class Leadership(Interface):
         """A member has said something."""
         ...
 
+    def belongs(self, node: int) -> bool:
+        """Whether a node is a member, or about to be one."""
+        ...
+
     def leads(self, term: int) -> bool:
         """Whether this node leads, in that term."""
         ...
@@ -97,6 +91,26 @@ class Leadership(Interface):
 
     def commit(self, ctx: Context, term: int, round: int, digest: str) -> Awaitable[bool]:
         """Make a round's model the cohort's; False where this node leads no longer."""
+        ...
+
+    def settle(self, ctx: Context, term: int, round: int) -> Awaitable[None]:
+        """Between two rounds: let go of members that are gone, and hand over where it is another one's turn."""
+        ...
+
+    def admit(self, ctx: Context, node: int) -> None:
+        """Have a node join the cohort, if this one leads."""
+        ...
+
+    def leave(self) -> None:
+        """Take no part any longer."""
+        ...
+
+    def trusts(self, ctx: Context, leader: int, assignment: Assignment) -> Awaitable[bool]:
+        """Whether what a leader assigns is what the cohort has agreed on, as far as anybody can tell."""
+        ...
+
+    def testify(self) -> Statement | None:
+        """What this node knows the cohort to have agreed on; None where it is no part of that."""
         ...
 
     def kept(self) -> tuple[str, ...]:
@@ -113,25 +127,57 @@ class Fixed:
 
     epoch = 0
 
-    def __init__(self, me: int, members: Sequence[int], host: Host) -> None:
-        self._leader = members[0]
+    def __init__(self, me: int, members: Sequence[int], host: Host, saved: str = "") -> None:
+        """``saved``: what :meth:`state` gave, where this node has been a member before."""
+        term, round, digest, *numbers = saved.split() if saved else ("-1", "-1", _NONE, *map(str, members))
+        self.members = tuple(map(int, numbers))
+        self.leader = self.members[0]
         self._me = me
         self._host = host
-        self._newest = ""
+        self._term = int(term) + 1  # what was asked for before is asked for anew
+        self._round = int(round)
+        self._newest = "" if digest == _NONE else digest
+        self._is_back = bool(saved)
 
     def start(self, ctx: Context) -> None:
-        """Lead from the first round on, or follow."""
-        if self._me == self._leader:
-            ctx.spawn(self._host.lead(ctx, 0, 0, -1, ""))
-        else:
-            self._host.follow(ctx, self._leader)
+        """Lead from the first round on, or from the one after the last that was committed; or follow."""
+        if self._me != self.leader:
+            self._host.follow(ctx, self.leader)
+            return
+        if self._is_back:
+            for member in self.members[1:]:
+                tell(ctx, member, Control(kind=RETURNED, fields=()))
+        ctx.spawn(self._host.lead(ctx, self._term, self._round, self._newest))
 
     def hear(self, ctx: Context, sender: int, control: Control) -> None:
-        """Nobody has anything to say."""
+        """The leader is back, and has forgotten who its members are."""
+        if sender == self.leader and control.kind == RETURNED and not self._host.is_over:
+            self._host.follow(ctx, sender)
+
+    async def settle(self, ctx: Context, term: int, round: int) -> None:
+        """Whoever is gone may come back, and nobody else is to lead."""
+
+    def admit(self, ctx: Context, node: int) -> None:
+        """Whoever comes is a member from now on."""
+        self.members = tuple(dict.fromkeys((*self.members, node)))  # the first one leads
+
+    def leave(self) -> None:
+        """Nobody has to be told."""
+
+    async def trusts(self, ctx: Context, leader: int, assignment: Assignment) -> bool:
+        """It is what a server says."""
+        return True
+
+    def testify(self) -> None:
+        """Nobody has been asked."""
+
+    def belongs(self, node: int) -> bool:
+        """Whom the leader says so of: it alone knows who has joined."""
+        return True
 
     def leads(self, term: int) -> bool:
-        """The first member does."""
-        return self._me == self._leader and not self._host.is_over
+        """The first member does, until it is away."""
+        return self._me == self.leader and term == self._term and not self._host.is_over
 
     def admits(self, epoch: int, term: int) -> bool:
         """Always."""
@@ -139,7 +185,7 @@ class Fixed:
 
     async def commit(self, ctx: Context, term: int, round: int, digest: str) -> bool:
         """What the leader has made is the cohort's."""
-        self._newest = digest
+        self._round, self._newest = round, digest
         await self._host.keep(ctx)
         return True
 
@@ -148,141 +194,5 @@ class Fixed:
         return (self._newest,)
 
     def state(self) -> str:
-        """Nothing."""
-        return ""
-
-
-class Elected:
-    """Whom a majority has elected leads, until a majority does not hear it any longer."""
-
-    def __init__(
-        self,
-        ctx: Context,
-        host: Host,
-        durable: Durable,
-        timing: Timing,
-        preference: Preference | None = None,
-    ) -> None:
-        self._election = Election(ctx.me, durable, timing, ctx.rng, preference)
-        self._host = host
-        self._inbox: deque[Input] = deque()
-        self._is_driving = False
-        self._wake_s = math.inf
-        self._awaited: tuple[int, Future[bool]] | None = None
-
-    @property
-    def epoch(self) -> int:
-        """Of the newest entry that is committed."""
-        return self._election.committed.epoch
-
-    def start(self, ctx: Context) -> None:
-        """Wait for a leader, or for the time to stand for election."""
-        self._feed(ctx, Start())
-
-    def hear(self, ctx: Context, sender: int, control: Control) -> None:
-        """Take in what a member has said; strangers, and what no member would say, are passed over."""
-        if sender not in {*self._election.members, *self._election.committed.members}:
-            return
-        try:
-            message = unpack(control.kind, control.fields)
-        except ProtocolError as error:
-            ctx.log.warning("not a message of an election", peer=sender, reason=str(error))
-            return
-        self._feed(ctx, Received(sender, message))
-
-    def leads(self, term: int) -> bool:
-        """Whether this node is the leader of that term."""
-        return self._election.role is Role.LEADER and self._election.term == term and not self._host.is_over
-
-    def admits(self, epoch: int, term: int) -> bool:
-        """Whether no newer leader is known."""
-        return self._election.admits(epoch, term)
-
-    async def commit(self, ctx: Context, term: int, round: int, digest: str) -> bool:
-        """Wait until a majority keeps the model, or this node does not lead any longer."""
-        if not self.leads(term):
-            return False
-        future = ctx.future()
-        self._awaited = (round, future)
-        self._feed(ctx, Aggregated(term, round, digest))
-        return bool(await future)
-
-    def kept(self) -> tuple[str, ...]:
-        """What was accepted, and what was committed last."""
-        return self._election.durable.digests
-
-    def state(self) -> str:
-        """What this node has promised."""
-        return self._election.durable.to_text()
-
-    # Driving the machine
-
-    def _feed(self, ctx: Context, event: Input) -> None:
-        self._inbox.append(event)
-        if not self._is_driving and not self._host.is_over:
-            self._is_driving = True
-            ctx.spawn(self._drive(ctx))
-
-    async def _drive(self, ctx: Context) -> None:
-        while self._inbox and not self._host.is_over:
-            await self._take(ctx, self._inbox.popleft())
-        self._is_driving = False
-
-    async def _take(self, ctx: Context, event: Input) -> None:
-        match event:
-            case Received(sender=sender, message=Proposal(entry=entry)) if entry.digest not in self._host.shelf:
-                ctx.spawn(self._get(ctx, entry.digest, (sender,), event, None))
-                return
-        before = self._election.leader
-        for action in self._election.step(event, ctx.now):
-            await self._perform(ctx, action)
-        leader = self._election.leader
-        if leader not in (None, before, ctx.me):
-            self._host.follow(ctx, leader)
-        self._sleep(ctx)
-
-    async def _perform(self, ctx: Context, action: Action) -> None:
-        match action:
-            case Persist():
-                await self._host.keep(ctx)
-            case Send(to=to, message=message):
-                kind, fields = pack(message)
-                ctx.spawn(
-                    ctx.send(to, Control(kind=kind, fields=fields))
-                )  # a full queue to one must not delay the rest
-            case BecomeLeader(term=term, entry=entry):
-                ctx.spawn(self._host.lead(ctx, entry.epoch, term, entry.round, entry.digest))
-            case StepDown():
-                self._conclude(is_committed=False)
-            case Commit(entry=entry):
-                if self._awaited is not None and entry.round >= self._awaited[0]:
-                    self._conclude(is_committed=True)
-            case Fetch(digest=digest, holders=holders):
-                ctx.spawn(self._get(ctx, digest, holders, Fetched(digest), Unavailable(digest)))
-            case Warn(line=line):
-                ctx.log.warning(line)
-
-    def _conclude(self, *, is_committed: bool) -> None:
-        awaited, self._awaited = self._awaited, None
-        if awaited is not None and not awaited[1].done():
-            awaited[1].set_result(is_committed)
-
-    async def _get(
-        self, ctx: Context, digest: str, holders: Sequence[int], found: Input, missing: Input | None
-    ) -> None:
-        """Get a model, and go on with what can happen only with it."""
-        event = found if await self._host.shelf.fetch(ctx, digest, holders) else missing
-        if event is not None:
-            self._feed(ctx, event)
-
-    def _sleep(self, ctx: Context) -> None:
-        """See that this node is woken when something is due."""
-        if self._election.deadline_s < self._wake_s:
-            self._wake_s = self._election.deadline_s
-            ctx.spawn(self._tick(ctx, self._wake_s))
-
-    async def _tick(self, ctx: Context, wake_s: float) -> None:
-        await ctx.sleep(max(0.0, wake_s - ctx.now))
-        if self._wake_s == wake_s:  # otherwise an earlier one has taken its place
-            self._wake_s = math.inf
-            self._feed(ctx, Tick())
+        """The term, the round that was made last, its model, and the members, the leader first."""
+        return " ".join([str(self._term), str(self._round), self._newest or _NONE, *map(str, self.members)])

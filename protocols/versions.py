@@ -6,11 +6,12 @@ So a model travels once to each node that needs it, and what a digest names cann
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import field
 from typing import Any
 
 from node import Context, DeadlineExceeded, Future, Message, Ref, Unreachable
 
-_MODEL, _ABOUT = "model ", "about "
+_MODEL, _STATE, _ABOUT = "model ", "state ", "about "
 """What a checkpoint calls them."""
 
 
@@ -26,9 +27,23 @@ class Version(Message, name="cpfl/version/1"):
     digest: str
     model: Ref
     losses: tuple[float, ...] = ()
-    """Validation loss of the model that entered each round so far; NaN where nobody answered."""
+    """Validation loss of the model that entered each round so far; NaN where nobody answered, infinite where it was no
+    number."""
+    time_s: float = 0.0
+    """How long the rounds have taken, under all leaders."""
+    size_bytes: int = 0
+    """What leaders have sent meanwhile."""
     best: str = ""
     """The model to keep, if this was the last round."""
+    state: dict[str, Ref] = field(default_factory=dict)
+    """What goes on from round to round besides the model: moments of the optimizer, the common control."""
+    sampler: bytes = b""
+    """What the leader knows of its members, to choose whom to ask."""
+
+    @property
+    def tensors(self) -> tuple[Ref, ...]:
+        """All that its digest is of."""
+        return self.model, *[self.state[name] for name in sorted(self.state)]
 
 
 class Absent(Message, name="cpfl/absent/1"):
@@ -45,6 +60,10 @@ class Shelf:
         self._first = Version(digest="", model=ctx.initial_model())
         self._held: dict[str, Version] = {"": self._first}
         self._asked: dict[tuple[str, int], Future[bool]] = {}
+        self.liars: dict[int, None] = {}
+        """Peers that have given another model than they said, or lied about the cohort's."""
+        self.pinned = ""
+        """What this node has made, and has not accepted yet: nobody else has it."""
         self._timeout_s = timeout_s
 
     def __contains__(self, digest: str) -> bool:
@@ -59,7 +78,8 @@ class Shelf:
 
     def keep(self, digests: Collection[str]) -> None:
         """Let go of all but these."""
-        self._held = {digest: held for digest, held in self._held.items() if not digest or digest in digests}
+        kept = {"", self.pinned, *digests}
+        self._held = {digest: held for digest, held in self._held.items() if digest in kept}
 
     def answer(self, digest: str) -> Version | Absent:
         """What to say to a node that wants a version."""
@@ -88,8 +108,9 @@ class Shelf:
             return None
         if not isinstance(answer, Version):
             return None
-        if answer.digest != digest or await ctx.digest(answer.model) != digest:
+        if answer.digest != digest or await ctx.digest(*answer.tensors) != digest:
             ctx.log.warning("a model that is not the one it is said to be", peer=holder, digest=digest)
+            self.liars[holder] = None
             return None
         return answer
 
@@ -101,7 +122,9 @@ class Shelf:
         for digest, held in self._held.items():
             if digest:
                 kept[_MODEL + digest] = held.model
-                kept[_ABOUT + digest] = " ".join([held.best or "-", *map(repr, held.losses)])
+                kept |= {f"{_STATE}{digest} {name}": tensor for name, tensor in held.state.items()}
+                words = (held.best or "-", held.sampler.hex() or "-", held.time_s, held.size_bytes, *held.losses)
+                kept[_ABOUT + digest] = " ".join(map(str, words))
         return kept
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -109,8 +132,21 @@ class Shelf:
         for name, model in saved.items():
             if name.startswith(_MODEL):
                 digest = name.removeprefix(_MODEL)
-                best, *losses = saved[_ABOUT + digest].split()
-                self.add(Version(digest=digest, model=model, losses=_numbers(losses), best=best.strip("-")))
+                best, sampler, time_s, size_bytes, *losses = saved[_ABOUT + digest].split()
+                prefix = f"{_STATE}{digest} "
+                state = {each.removeprefix(prefix): saved[each] for each in saved if each.startswith(prefix)}
+                self.add(
+                    Version(
+                        digest=digest,
+                        model=model,
+                        losses=_numbers(losses),
+                        time_s=float(time_s),
+                        size_bytes=int(size_bytes),
+                        best=best.strip("-"),
+                        state=state,
+                        sampler=bytes.fromhex(sampler.strip("-")),
+                    )
+                )
 
 
 def _numbers(words: Sequence[str]) -> tuple[float, ...]:

@@ -26,6 +26,8 @@ class ZipDL(Protocol):
 
         rounds: int = Field(100, ge=1)
         """Rounds of training and mixing."""
+        clip: float = Field(0.0, ge=0, allow_inf_nan=False)
+        """Longest update of a round, as a norm; 0, as in the paper: as long as it is, and no guarantee."""
         noise: float = Field(0.1, ge=0, allow_inf_nan=False)
         """Standard deviation of the draws that the shares' noise is made of, on every parameter: learning rate times
         ``s_a`` in the paper."""
@@ -45,7 +47,8 @@ class ZipDL(Protocol):
         if saved := ctx.restore():
             model, first = saved["model"], saved["round"]
         for round in range(first, self.config.rounds):
-            model = await ctx.train(model)
+            trained = await ctx.train(model)
+            model = ctx.privacy.noised_update(model, trained, self.config.clip, 0.0)
             receivers, sources = ctx.alive(ctx.neighbours(round)), ctx.sources(round)
             shares = ctx.privacy.shares(model, receivers, round, self.config.noise)
             for receiver in receivers:

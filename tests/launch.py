@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 import psutil
 import tomli_w
 
-WAIT_S = 60.0
+WAIT_S = 600.0
+"""Only what hangs takes so long: a command on a busy machine may well take a minute."""
 _PR_SET_PDEATHSIG = 1
 
 

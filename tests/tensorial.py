@@ -11,7 +11,7 @@ from node.op import Op, Task
 from node.privacy.mechanisms import insecure
 from node.testing import Quadratic
 
-_OPS = ("init", "train", "adapt", "fresh", "evaluate", "risk", "mix", "part", "join")
+_OPS = ("init", "train", "adapt", "fresh", "evaluate", "risk", "utility", "mix", "part", "join")
 
 
 class Tensorial(Quadratic):

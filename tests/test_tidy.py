@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = {
     0: "errors message op clock",
-    1: "graph values order solver cache digests identity codec topology record config tape usage timeline"
-    " arithmetic logs election",
+    1: "graph values order solver cache digests identity codec topology record row config tape usage timeline"
+    " participants arithmetic logs election assumptions",
     2: "protocol context compute aggregation sparse unify unifiers mailbox requests mods world provenance private"
-    " peers cohorts",
+    " peers cohorts summing chunking oneshot stacking",
     3: "learn privacy store",
     4: "live sim",
     5: "testing cli experiment attack",
@@ -29,9 +29,11 @@ VAGUE = {"utils", "helpers", "manager", "misc", "base", "compat", "events", "int
 SEEDED = {"Generator", "BitGenerator", "Philox", "PCG64", "SeedSequence", "default_rng"}
 PROTOCOLS_MAY_IMPORT = {
     "node",
+    "node.assumptions",
     "node.cohorts",
     "node.election",
     "node.unifiers",
+    "node.unify",
     "node.learn.federated",
     "protocols",
     "pydantic",
@@ -40,6 +42,7 @@ PROTOCOLS_MAY_IMPORT = {
     "collections",
     "collections.abc",
     "dataclasses",
+    "enum",
     "__future__",
 }
 

@@ -19,6 +19,7 @@ from node.learn.data import Federation
 from node.learn.models import Model
 from node.mods import Mod, Observer
 from node.op import Op, Spec, Task, Value
+from node.participants import Participants
 from node.topology import Topology
 
 
@@ -33,6 +34,8 @@ class Scene:
     cut: int
     """Where the layers begin that the protocol keeps private; the model's dimension where there are none."""
     truth: Truth
+    participants: Participants
+    """Who is behind which identity: it is never read off a message."""
     options: Any = None
     """The protocol's."""
 
@@ -58,7 +61,7 @@ class Attack:
 
         Args:
             config: a ``Config`` of this class.
-            nodes: the attackers.
+            nodes: the attackers, with their Sybil identities.
             scene: the experiment.
         """
         self.config = config

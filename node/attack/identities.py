@@ -18,7 +18,7 @@ def draw_byzantine(nodes: int, byzantine: int, rng: np.random.Generator) -> tupl
 
 
 def sybil_identities(nodes: int, attackers: Sequence[int], each: int) -> dict[int, tuple[int, ...]]:
-    """The node numbers that each attacker goes by, its own first: ``each`` more, counted on from ``nodes``.
+    """The numbers that each attacker goes by, its own first: ``each`` more, counted on from ``nodes``.
 
     Raises ConfigError for an attacker that is not among the nodes, or is named twice.
     """

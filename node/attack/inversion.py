@@ -73,11 +73,6 @@ def output_bias(model: Model, update: Tensor) -> Tensor:
     return update[part]
 
 
-def label_of(bias_gradient: Tensor) -> int:
-    """The label of a single sample: the one negative entry of ``p - onehot`` (iDLG)."""
-    return int(bias_gradient.argmin())
-
-
 def labels_of(bias_gradient: Tensor, samples: int, predicted: np.ndarray | None = None) -> np.ndarray:
     """The labels of a batch, surest first: int64 [samples].
 
@@ -152,11 +147,6 @@ def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring pixels, in both directions, of images [..., height, width]."""
     down, right = images.diff(dim=-2).abs(), images.diff(dim=-1).abs()
     return down.mean() + right.mean()
-
-
-def is_solvable(leaks: Sequence[Leak], shape: tuple[int, ...]) -> bool:
-    """Whether more coordinates were observed than there are numbers in features of a shape [samples, ...]."""
-    return sum(leak.update.numel() for leak in leaks) > math.prod(shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -54,9 +54,14 @@ def calibrated(target: np.ndarray, references: np.ndarray, inside: np.ndarray) -
 
 
 def _normal(side: str, references: np.ndarray, chosen: np.ndarray, fixed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Median and standard deviation of each sample's statistics over the chosen references."""
+    """Median and standard deviation of each sample's statistics over the chosen references; without those that have
+    diverged, and not a number where all of a sample's have.
+    """
     _refuse_absent(side, chosen)
     statistics = np.where(chosen, references, np.nan)
+    if np.isnan(statistics).all(axis=0).any():
+        nothing = np.full(statistics.shape[1:], np.nan)
+        return nothing, nothing
     median = np.nanmedian(statistics, axis=0)
     if fixed:
         deviation = np.full_like(median, np.sqrt(np.nanmean((statistics - median) ** 2)))

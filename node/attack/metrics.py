@@ -103,43 +103,50 @@ def shuffled_auc(scores: np.ndarray, members: np.ndarray, rng: np.random.Generat
     return auc(scores, rng.permutation(members))
 
 
-def bootstrap(
-    metric: Callable[[np.ndarray, np.ndarray], float],
+class Interval(NamedTuple):
+    """A figure, and where 95% of its resamples lie."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+def intervals(
+    figures: Mapping[str, Callable[[Curve], float]],
     scores: np.ndarray,
     members: np.ndarray,
     rng: np.random.Generator,
     *,
     resamples: int = 1000,
     level: float = LEVEL,
-) -> tuple[float, float]:
-    """Percentile interval of a metric; members and non-members are resampled apart, so that both stay."""
-    _check(scores, members)
+) -> dict[str, Interval]:
+    """Figures of an attack with percentile intervals, all from the same resamples: what takes time is to sort these.
+
+    Members and non-members are resampled apart, so that both stay.
+    """
+    estimates = curve(scores, members)
     sides = [np.flatnonzero(members), np.flatnonzero(~members)]
-    values = []
+    values: dict[str, list[float]] = {name: [] for name in figures}
     for _ in range(resamples):
         rows = np.concatenate([rng.choice(side, len(side)) for side in sides])
-        values.append(metric(scores[rows], members[rows]))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-class Interval(NamedTuple):
-    """A figure, and where 95% of its resamples lie."""
-
-    estimate: float
-    low: float
-    high: float
+        resampled = curve(scores[rows], members[rows])
+        for name, figure in figures.items():
+            values[name].append(figure(resampled))
+    ends = {name: np.quantile(values[name], [(1 - level) / 2, (1 + level) / 2]).tolist() for name in figures}
+    return {name: Interval(figure(estimates), *ends[name]) for name, figure in figures.items()}
 
 
 def mean_interval(values: np.ndarray, clusters: np.ndarray, rng: np.random.Generator) -> Interval | None:
-    """The mean [values], and a percentile interval; None with fewer than two clusters.
+    """The mean [values], and a percentile interval: of a single cluster there is none, and without values nothing.
 
     Clusters int64 [values] are resampled as wholes: messages of one victim are about the same data.
     """
+    if not len(values):
+        return None
     _, which = np.unique(clusters, return_inverse=True)
     totals, counts = np.bincount(which, weights=values), np.bincount(which)
     if len(counts) < 2:
-        return None
+        return Interval(float(np.mean(values)), None, None)
     drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=1000)
     low, high = np.quantile(drawn @ totals / (drawn @ counts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(np.mean(values)), float(low), float(high))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from node.attack.metrics import auc
+from node.attack.references import without_pair
 from node.errors import ConfigError
 
 DEFAULT_A = 0.3
@@ -62,17 +63,19 @@ def offline(
     return _share_above(target / marginal, population.target / of_population, gamma)
 
 
-def tuned_a(references: np.ndarray, inside: np.ndarray, population: Population, *, gamma: float = 1.0) -> float:
+def tuned_a(references: np.ndarray, inside: np.ndarray, of_population: np.ndarray, *, gamma: float = 1.0) -> float:
     """The ``a`` that attacks a reference model best (by AUC; the smallest of equals): its members are known.
 
-    The first reference plays the target, and its pair, the second, is left out, as for the real one.
+    The first reference plays the target, and its pair, the second, is left out, as for the real one. ``references``
+    [models, samples] and ``of_population`` [models, points] are p under the references.
     """
     if len(references) < 4:
         raise ConfigError(f"references: {len(references)} models; tuning needs a pair to attack and a pair beside it")
-    stand_in = Population(population.references[0], population.references[2:])
+    others = without_pair(len(references), 0)
+    stand_in = Population(of_population[0], of_population[others])
 
     def quality(a: float) -> float:
-        return auc(offline(references[0], references[2:], inside[2:], stand_in, a=a, gamma=gamma), inside[0])
+        return auc(offline(references[0], references[others], inside[others], stand_in, a=a, gamma=gamma), inside[0])
 
     return max(CANDIDATES_A, key=quality)
 

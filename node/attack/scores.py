@@ -27,8 +27,9 @@ _TRAJECTORY_WIDTHS = (64, 32)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax over the last axis, in float64."""
-    return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=-1))
+    """The softmax over the last axis, in float64; not a number where logits are not finite."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(softmax(np.asarray(logits, dtype=np.float64), axis=-1))
 
 
 def label_probability(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -64,25 +64,32 @@ def findings(attacks: Mapping[str, Any]) -> Iterator[str]:
             mean = sum(known) / len(known)
             spread = f"lowest {min(known):8.4f}   highest {max(known):8.4f}{_interval(attacks, metric)}"
             yield f"  {metric:<32} mean {mean:8.4f}   {spread}"
-    if final := attacks.get("final"):
-        yield f"final models of {len(final['nodes'])} nodes attacked (worst: node {final['worst']['node']}):"
-        for metric, mean in final["mean"].items():
-            if mean is not None:
-                yield f"  {metric:<32} mean {mean:8.4f}   worst node {final['worst'][metric]:8.4f}"
-        for group, figures in final["groups"].items() if len(final["groups"]) > 1 else ():
-            yield f"  group {group} ({figures['nodes']} nodes): membership_auc {figures['membership_auc']:.4f}"
-        for metric, figures in final.get("pooled", {}).items():
-            yield f"  {metric:<32} all samples {figures['estimate']:.4f}{_interval(final, metric)}"
-        if "epsilon_at_least" in final:
-            yield f"  an attack on them proves epsilon >= {final['epsilon_at_least']:.4g} at delta {final['delta']:g}"
     for name, figures in attacks.items():
-        if name not in ("messages", "pooled", "final") and isinstance(figures, Mapping):
+        if name.split("#")[0] == "final":
+            yield from _of_final_models(figures)
+    for name, figures in attacks.items():
+        if name.split("#")[0] not in ("messages", "pooled", "final") and isinstance(figures, Mapping):
             yield f"{name}: " + ", ".join(f"{key} {_short(value)}" for key, value in figures.items())
+
+
+def _of_final_models(final: Mapping[str, Any]) -> Iterator[str]:
+    yield f"final models of {len(final['nodes'])} nodes attacked (worst: node {final['worst']['node']}):"
+    for metric, mean in final["mean"].items():
+        if mean is not None:
+            yield f"  {metric:<32} mean {mean:8.4f}   worst node {final['worst'][metric]:8.4f}"
+    for group, figures in final["groups"].items() if len(final["groups"]) > 1 else ():
+        yield f"  group {group} ({figures['nodes']} nodes): membership_auc {figures['membership_auc']:.4f}"
+    for metric, figures in final.get("pooled", {}).items():
+        yield f"  {metric:<32} all samples {figures['estimate']:.4f}{_interval(final, metric)}"
+    if "epsilon_at_least" in final:
+        yield f"  an attack on them proves epsilon >= {final['epsilon_at_least']:.4g} at delta {final['delta']:g}"
 
 
 def _interval(figures: Mapping[str, Any], metric: str) -> str:
     interval = figures.get("pooled", {}).get(metric)
-    return f"   95% interval {interval['low']:.4f} to {interval['high']:.4f}" if interval else ""
+    if not interval or interval["low"] is None:
+        return ""
+    return f"   95% interval {interval['low']:.4f} to {interval['high']:.4f}"
 
 
 def _short(value: Any) -> str:

@@ -6,40 +6,22 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
+from node.experiment.exposure import figures, label
 from node.privacy.budget import VIEWS
-from node.privacy.exposure import Exposure, Pair, Ring
+from node.privacy.exposure import Exposure, Ring
 
-_EXACT = "exact (non-adaptive)"
-_INCOMPLETE = "incomplete (non-adaptive)"
 _HEAD = ("distance", "pairs", "mu mean", "mu max", "epsilon mean", "epsilon max", "published")
 
 
 def as_text(exposure: Exposure, missing: Sequence[str] = ()) -> str:
     """A table by distance, the worst pair, what all of it is about, and what is ``missing`` from the run's log."""
     gaps = (f"missing: {gap}; figures are of the rest, and may be too small" for gap in missing)
-    return "\n".join((*_lines(exposure, _label(missing)), *gaps))
+    return "\n".join((*_lines(exposure, label(missing)), *gaps))
 
 
 def as_json(exposure: Exposure, missing: Sequence[str] = ()) -> str:
     """The same for scripts; what is infinite is null."""
-    return json.dumps(
-        {
-            "unit": "node",
-            "adjacency": exposure.adjacency,
-            "view": exposure.view,
-            "delta": exposure.delta,
-            "label": _label(missing),
-            "missing": list(missing),
-            "clipped": exposure.is_clipped,
-            "contributions": "one" if exposure.is_averaging else "many",
-            "distances": [_told(ring) for ring in exposure.rings()],
-            "worst": _told(exposure.worst),
-        }
-    )
-
-
-def _label(missing: Sequence[str]) -> str:
-    return _INCOMPLETE if missing else _EXACT
+    return json.dumps(figures(exposure, missing))
 
 
 def _lines(exposure: Exposure, label: str) -> Iterator[str]:
@@ -47,7 +29,8 @@ def _lines(exposure: Exposure, label: str) -> Iterator[str]:
         f"{label}: unit node, adjacency {exposure.adjacency.replace('_', '-')}, view {exposure.view}"
         f" ({VIEWS[exposure.view]}), delta {exposure.delta:g}"
     )
-    rings, has_published = exposure.rings(), exposure.is_averaging
+    rings = exposure.rings()
+    has_published = any(ring.published_mu_max is not None for ring in rings)
     rows = [_row(ring)[: len(_HEAD) if has_published else -1] for ring in rings]
     head = _HEAD[: len(_HEAD) if has_published else -1]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
@@ -73,18 +56,12 @@ def _row(ring: Ring) -> tuple[str, ...]:
     return distance, str(ring.pairs), *map(_number, figures), published
 
 
-def _told(figures: Pair | Ring) -> dict[str, object]:
-    return {name: _finite(told) if isinstance(told, float) else told for name, told in figures._asdict().items()}
-
-
 def _named(attackers: Sequence[int]) -> str:
+    if not attackers:
+        return "whoever reads all messages"
     return f"node{'s' if len(attackers) > 1 else ''} {', '.join(map(str, attackers))}"
 
 
 def _number(value: float) -> str:
     # Rounded down, it would promise too much; what rounding errors have added is not worth a digit.
     return f"{math.ceil(value * 1e4 - 1e-6) / 1e4:.4f}" if math.isfinite(value) else "infinite"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node.cli.runs import Run
-from node.cli.summary import Spread, Summary
+from node.cli.summary import AtDistance, Network, Privacy, Spread, Summary
 
 
 class Figure(NamedTuple):
@@ -134,8 +134,29 @@ def privacy_figures(summary: Summary) -> dict[str, Figure]:
         told["budget of that epsilon"] = "none" if privacy.budget is None else f"{privacy.budget:g}"
         told["noise over clipping norm"] = f"{privacy.sigma:g} over {privacy.clip:g}, {privacy.noise}"
         told["batches"] = privacy.sampling
-    told |= {"side channels": ", ".join(privacy.side_channels), "warnings": "; ".join(privacy.warnings)}
+    told |= {
+        "public": ", ".join(privacy.public),
+        "insecure": _insecure(privacy),
+        "side channels": ", ".join(privacy.side_channels),
+        "warnings": "; ".join(privacy.warnings),
+    }
+    if privacy.network is not None:
+        told |= {f"nodes of each other: {name}": text for name, text in network_figures(privacy.network).items()}
     return {name: Figure(text) for name, text in told.items() if text}
+
+
+def network_figures(network: Network) -> dict[str, str]:
+    """What nodes have learned of each other, over all pairs of them and by distance."""
+    if network.epsilon is None or network.mu is None:
+        return {"not accounted": network.left_out}
+    near = (f"{_hops(ring)} {_epsilon(ring.mu_mean)} (at most {_epsilon(ring.mu_max)})" for ring in network.distances)
+    mean, most = _epsilon(network.epsilon.mean), _epsilon(network.epsilon.max)
+    return {
+        "epsilon": f"{most} for the worst pair, {mean} on average ({network.meaning})",
+        "mu by hops": "; ".join(near),
+        "no guarantee": "" if network.clipped else "updates are not clipped; mu is for those of norm 1",
+        "missing": "; ".join(network.missing),
+    }
 
 
 def graph_figures(summary: Summary) -> dict[str, Figure]:
@@ -196,6 +217,17 @@ def _spread(spread: Spread) -> str:
         return "n/a"
     mean, std, low, high = ("–" if v is None else f"{v:.4g}" for v in (spread.mean, spread.std, spread.min, spread.max))
     return f"{mean} ± {std} ({low} to {high})"
+
+
+def _insecure(privacy: Privacy) -> str:
+    """What anybody can work out who knows the experiment's seed."""
+    drawn = {"noise": privacy.insecure_noise, "keys": privacy.insecure_keys}
+    insecure = " and ".join(name for name, is_insecure in drawn.items() if is_insecure)
+    return f"{insecure}: whoever knows the seed can draw them again" if insecure else ""
+
+
+def _hops(ring: AtDistance) -> str:
+    return "never reached:" if ring.distance is None else f"{ring.distance:g}:"
 
 
 def _epsilon(number: float | None) -> str:

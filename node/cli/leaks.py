@@ -83,7 +83,7 @@ def _final(runs: Sequence[Run]) -> str:
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     note = (
         "Membership inference; non-members are of each node's own distribution. n/a: too few of them. In brackets: 95% "
-        "bootstrap intervals, over victims for messages, over samples for final models."
+        "bootstrap intervals, over victims for messages (of a single one there is none), over samples for final models."
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div><p class="soft">{note}</p>'
 
@@ -109,7 +109,12 @@ def _rows(run: Run, label: str) -> Iterator[list[str]]:
 
 def _with_intervals(pooled: Mapping[str, Interval]) -> list[str]:
     told = [pooled.get(metric) for metric in _FINAL]
-    return [f"{each.estimate:.3f} [{each.low:.3f}, {each.high:.3f}]" if each else "n/a" for each in told]
+    return ["n/a" if each is None else f"{each.estimate:.3f}{_bracket(each)}" for each in told]
+
+
+def _bracket(interval: Interval) -> str:
+    low, high = interval.low, interval.high
+    return "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
 
 
 def _alarms(runs: Sequence[Run]) -> Iterator[str]:

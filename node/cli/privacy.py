@@ -80,6 +80,9 @@ def network(
     collude: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Nodes that put together all they know.")
     ] = None,
+    eavesdropper: Annotated[
+        bool, typer.Option("--eavesdropper", help="What somebody learns who reads all messages on all links (T3).")
+    ] = False,
     delta: Delta = 1e-5,
     victim: Annotated[int | None, typer.Option(help="What is learned of this node alone.")] = None,
     adjacency: Adjacency = "replace_one",
@@ -88,11 +91,16 @@ def network(
     """Print what the nodes of a run have learned of each other, exactly, by distance."""
     missing: list[str] = []
     with _flags_named():
-        exposure = _exposure(run, _numbers(collude), delta, victim, adjacency, missing.append)
+        if eavesdropper and collude is not None:
+            raise ConfigError("--eavesdropper: takes part in nothing, and with nobody; leave --collude out")
+        attackers = None if eavesdropper else _numbers(collude)
+        exposure = _exposure(run, attackers, delta, victim, adjacency, missing.append)
     from node.cli.exposure import as_json as json_of
     from node.cli.exposure import as_text
 
     typer.echo(json_of(exposure, missing) if as_json else as_text(exposure, missing))
+    if eavesdropper and not as_json and (mu := _decor_mu(run, exposure)) is not None:
+        typer.echo(f"closed form, if no message was lost (Allouah et al., ICML 2024): mu {mu:.4f} of the worst node")
 
 
 @contextmanager
@@ -112,12 +120,13 @@ def _flags_named(accountant: str = "") -> Iterator[None]:
 
 def _exposure(
     run: Path,
-    attackers: tuple[int, ...],
+    attackers: tuple[int, ...] | None,
     delta: float,
     victim: int | None,
     adjacency: str,
     note: Callable[[str], None],
 ) -> Exposure:
+    """Of these attackers; of each node by itself where they are none, and of an eavesdropper where they are None."""
     from node import provenance
     from node.experiment.folder import LINEAGE
     from node.privacy import exposure
@@ -126,9 +135,36 @@ def _exposure(
     if adjacency not in exposure.SENSITIVITY:
         raise ConfigError(f"--adjacency {adjacency}: allowed: {', '.join(exposure.SENSITIVITY)}")
     happened = told(provenance.read(run / LINEAGE, _nodes(run), note))
+    if attackers is None:
+        return exposure.of_eavesdropper(happened, delta, cast(Any, adjacency), victim)
     if attackers:
         return exposure.of_set(happened, attackers, delta, cast(Any, adjacency), victim)
     return exposure.of_each(happened, delta, cast(Any, adjacency), victim)
+
+
+def _decor_mu(run: Path, exposure: Exposure) -> float | None:
+    """What the closed form says of a run of DECOR on a graph that never changes; None of any other."""
+    import numpy as np
+
+    from node.experiment.loading import load
+    from node.experiment.setup import find_protocol
+    from node.privacy.eavesdropper import decor_mu
+    from node.privacy.exposure import SENSITIVITY
+    from node.topology import build
+
+    if not (run / "experiment.toml").exists():
+        return None
+    config = load(str(run / "experiment.toml"))
+    if config.protocol.use != "decor" or config.privacy.mechanism != "none" or not exposure.is_clipped:
+        return None
+    _, options = find_protocol(config)
+    graph = build(config.topology, config.nodes, config.seed)
+    if graph.fresh or graph.directed:
+        return None
+    edges = graph.matrix() > 0
+    np.fill_diagonal(edges, False)
+    mu = decor_mu(edges, options.noise, options.pairwise, options.clip, options.rounds)
+    return mu * SENSITIVITY[exposure.adjacency] / SENSITIVITY["replace_one"]
 
 
 def _nodes(run: Path) -> int:

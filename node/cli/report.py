@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from node import topology
-from node.cli import figures, leaks, plots, tradeoff_plots
+from node.cli import cohort_plots, cohorts, figures, leaks, plots, tradeoff_plots
 from node.cli.figures import Figure, count, difference, duration, labels, size
 from node.cli.runs import Course, Floats, Run, disagreement, same_experiment
 from node.cli.summary import Summary
@@ -66,6 +66,8 @@ def write_report(runs: Sequence[Run], path: Path) -> None:
         _section("Key figures" if len(runs) == 1 else "Comparison", _key_figures(runs)),
         _section("Real and simulated", *(_side_by_side(real, other) for real, other in _pairs(runs))),
         _section("Trade-off", tradeoff_plots.section(runs)),
+        _section("How many cohorts", cohort_plots.section(runs, _table)),
+        _section("Cohorts", cohorts.section(runs, _table)),
         _section("Fairness", _fairness(runs)),
         _section("Privacy", _figures_table(runs, figures.privacy_figures)),
         _section("Attacks", leaks.attacks(runs)),

@@ -9,13 +9,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from node.cli.figures import duration, size
+from node.cli import cohorts
+from node.cli.cohort_summary import Cohorts
+from node.cli.figures import duration, network_figures, size
 from node.cli.progress import Progress
+from node.cli.summary import Network
 from node.config import ExperimentConfig
 from node.errors import ConfigError, Nondeterminism, StarlingError
 from node.experiment.loading import load
@@ -57,7 +61,7 @@ def run_config(
             from node.sim.chrome_trace import ChromeTrace
 
             with ChromeTrace(trace, config.nodes) if trace else nullcontext() as watcher:
-                log = Log.of_all(folder / LINEAGE) if config.record.lineage else None
+                log = Log.of_all(folder / LINEAGE) if setup.is_logged else None
                 result = run_virtual(simulated, progress.update, watcher=watcher, lineage=log)
         else:
             from node.experiment.real import run_real
@@ -117,7 +121,8 @@ def tell_outcome(summary: dict[str, Any], folder: Path) -> None:
         f"  {summary['time_s']:.2f} s {'real' if summary['clock'] == 'real' else 'virtual'} time, "
         f"{summary['wall_s']:.2f} s in all; {summary['messages']} messages, {summary['bytes_sent'] / 1e6:.1f} MB"
     )
-    for line in (*_privacy(summary), *_aggregation(summary), *_groups(summary), *_costs(summary)):
+    told = _privacy(summary), _aggregation(summary), _cohorts(summary), _groups(summary), _costs(summary)
+    for line in chain(*told):
         typer.echo(f"  {line}")
     for node, how in summary["lost"].items():
         typer.echo(f"  node {node} {how}")
@@ -130,6 +135,9 @@ def _privacy(summary: Mapping[str, Any]) -> Iterator[str]:
     if "guarantee" in privacy:
         least = "" if privacy["epsilon"]["max"] is None else "at most "
         yield f"privacy: {least}{privacy['guarantee']}; noise is {privacy['noise'] if privacy['sigma'] else 'none'}"
+    if "network" in privacy:
+        told = network_figures(Network.model_validate(privacy["network"]))
+        yield from (f"what nodes learn of each other, {name}: {text}" for name, text in told.items() if text)
     yield from (f"beware: {warning}" for warning in privacy.get("warnings", ()))
 
 
@@ -145,6 +153,12 @@ def _aggregation(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"liars in neighbourhoods of honest nodes: {heard}; {said['over_tolerance']} have more than are tolerated"
     if refused := summary.get("refused_messages"):
         yield f"{refused:,} messages refused: what they carried is no model"
+
+
+def _cohorts(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What cohorts have come to, and what their models have become."""
+    if said := summary.get("cpfl"):
+        yield from cohorts.lines(Cohorts.model_validate(said))
 
 
 def _groups(summary: Mapping[str, Any]) -> Iterator[str]:

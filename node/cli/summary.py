@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from node.cli.cohort_summary import Cohorts
+
 
 class Spread(BaseModel):
     """One metric at the end of a run, over the nodes that recorded it; None where it is not a finite number."""
@@ -92,6 +94,47 @@ class Spent(BaseModel):
     max: float | None
 
 
+class AtDistance(BaseModel):
+    """What nodes have learned of those that are so many hops away; None where it is infinite, or leads nowhere."""
+
+    model_config = ConfigDict(frozen=True)
+
+    distance: float | None
+    pairs: int
+    mu_mean: float | None
+    mu_max: float | None
+    epsilon_mean: float | None
+    epsilon_max: float | None
+
+
+class Network(BaseModel):
+    """What nodes have learned of each other, as :mod:`node.experiment.exposure` gives it; most only where it is known.
+
+    ``epsilon`` and ``mu`` are over pairs of nodes.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    left_out: str = ""
+    unit: str = ""
+    adjacency: str = ""
+    view: str = ""
+    delta: float = 0.0
+    conversion: str = ""
+    label: str = ""
+    clipped: bool = True
+    epsilon: Spent | None = None
+    mu: Spent | None = None
+    distances: tuple[AtDistance, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def meaning(self) -> str:
+        """What its epsilon means nothing without."""
+        adjacency = self.adjacency.replace("_", "-")
+        return f"per {self.unit}, {adjacency}, {self.view}, delta {self.delta:g}, {self.conversion}, {self.label}"
+
+
 class Privacy(BaseModel):
     """What a run may say of its privacy, as :mod:`node.experiment.privacy` gives it; most only where there is any."""
 
@@ -108,6 +151,10 @@ class Privacy(BaseModel):
     clip: float | None = None
     sampling: str = ""
     noise: str = ""
+    public: tuple[str, ...] = ()
+    insecure_noise: bool = False
+    insecure_keys: bool = False
+    network: Network | None = None
     side_channels: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -127,8 +174,9 @@ class Interval(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     estimate: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+    """None where a single victim leaves nothing to resample."""
 
 
 class FinalLeakage(BaseModel):
@@ -188,3 +236,4 @@ class Summary(BaseModel):
     fairness: Fairness | None = None
     privacy: Privacy | None = None
     attacks: Attacks | None = None
+    cpfl: Cohorts | None = None

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from node.experiment.folder import run_folder
 from node.experiment.sweep import Point, at_once, finished, points, row, summary_in, write_table
 
 if TYPE_CHECKING:
+    from node.cli.cohort_study import Study as CohortStudy
     from node.cli.tradeoff import Study
 
 SUCCESS, WRONG_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -46,6 +47,8 @@ class Sweep:
     """The first point that turned out to be wrong, and why: no more are begun."""
     study: Study | None = None
     """What points that tell of privacy or fairness say together, once written."""
+    cohorts: CohortStudy | None = None
+    """What points with different numbers of cohorts say together, once written."""
 
     async def run(self) -> None:
         """Run all points that are not finished yet. Cancelled, it ends what runs, and keeps what is finished."""
@@ -115,6 +118,24 @@ class Sweep:
             self.study = study(runs)
             if self.study is not None:
                 self.study.write(self.folder / CSV)
+        if any("cpfl" in summary for summary in self.summaries.values()):
+            from node.cli import cohort_study
+
+            self.cohorts = cohort_study.study(runs)
+            if self.cohorts is not None:
+                self.cohorts.write(self.folder / cohort_study.CSV)
+
+    def lines(self) -> Iterator[str]:
+        """What the points say together, for a terminal."""
+        if self.study is not None:
+            from node.cli.tradeoff_table import lines
+
+            yield from ("", *lines(self.study), "")
+        if self.cohorts is not None:
+            from node.cli import cohort_table
+            from node.cli.cohort_noise import scales
+
+            yield from ("", *cohort_table.lines(self.cohorts, scales(self.cohorts)), "")
 
 
 def run_sweep(
@@ -159,11 +180,10 @@ def run_sweep(
     failed = [name for name, summary in sweep.summaries.items() if summary["status"] != "finished"]
     for name in failed:
         typer.echo(f"starling: {name}: {sweep.summaries[name]['error']}", err=True)
-    if sweep.study is not None:
-        from node.cli.tradeoff_table import lines
-
-        tell("\n".join(["", *lines(sweep.study), ""]))
-    also = ", tradeoff.csv" if sweep.study is not None else ""
+    if not (quiet or as_json):
+        for line in sweep.lines():
+            typer.echo(line)
+    also = "".join(f", {name}" for name in ("tradeoff.csv", "cohorts.csv") if (folder / name).exists())
     tell(f"results: {folder}/  (report.html, sweep.csv{also}, one folder for each point)")
     return INTERRUPTED if interrupted else FAILED if failed else SUCCESS
 

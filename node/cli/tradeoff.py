@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from node.cli.runs import Run
+from node.cli.summary import Network
 from node.experiment.comparison import Estimate, estimate
 from node.experiment.loading import flat
 from node.experiment.sweep import write_table
@@ -27,6 +28,9 @@ SIDES = ("majority", "minority")
 _METRICS = {name: f"membership_{name}" for name in ("auc", "best_auc", "tpr_1pct", "tpr_01pct")}
 _BESIDE = ("name", "seed", "clock", "record", "executor")
 """Keys that make no other cell."""
+
+_NOISE = ("protocol.noise", "protocol.pairwise")
+"""Options of protocols that are privacy's levels, and no methods of their own."""
 
 Figures = dict[str, float | None]
 
@@ -47,6 +51,8 @@ class Row:
     """By the names of the columns; None where it is not known, or cannot be said."""
     meaning: str
     """What its epsilon means nothing without: unit, adjacency, threat model, delta; empty where it has none."""
+    pair_meaning: str
+    """The same of the epsilon over pairs of nodes, which its log gives; empty where that says nothing."""
     roc: tuple[list[float], list[float]] | None
 
     @property
@@ -129,6 +135,7 @@ def _row(run: Run, keys: Mapping[str, Any], differing: Sequence[str], fixed: int
         "own_accuracy_at_fixed_bytes": _at_bytes(run, fixed, own),
         **_fairness_figures(run, sides),
         **_epsilons(privacy),
+        **_of_pairs(run),
         **_of_messages(summary.get("attacks") or {}, sides, run.config.data.groups),
         **_of_final_models(final, sides),
         "epsilon_at_least": final.get("epsilon_at_least"),
@@ -139,7 +146,7 @@ def _row(run: Run, keys: Mapping[str, Any], differing: Sequence[str], fixed: int
     roc = final.get("roc")
     curve = (roc["fpr"], roc["tpr"]) if roc and roc["fpr"] else None
     labels = _setting(keys, differing), _method(keys, differing), _privacy(keys, differing)
-    return Row(run, run.summary.seed, *labels, figures, _meaning(privacy), curve)
+    return Row(run, run.summary.seed, *labels, figures, _meaning(privacy), _pair_meaning(run), curve)
 
 
 def _own_accuracy(run: Run) -> float | None:
@@ -192,6 +199,19 @@ def _epsilons(privacy: Mapping[str, Any]) -> Figures:
     return {f"epsilon_{over}": math.inf if epsilon.get(over) is None else epsilon[over] for over in ("max", "mean")}
 
 
+def _of_pairs(run: Run) -> Figures:
+    """Epsilon and mu over pairs of nodes, one of which observes the other; nothing where no log tells."""
+    network = _network(run)
+    if network is None or network.epsilon is None or network.mu is None:
+        return {}
+    over = {"epsilon_pair": network.epsilon, "mu_pair": network.mu}
+    return {
+        f"{name}_{how}": math.inf if value is None else value
+        for name, spent in over.items()
+        for how, value in (("mean", spent.mean), ("max", spent.max))
+    }
+
+
 def _of_messages(attacks: Mapping[str, Any], sides: Mapping[str, str], sizes: Sequence[int]) -> Figures:
     """Means over all attacked messages, and over those from each group."""
     holders = sorted(int(node) for node in (attacks.get("final") or {}).get("nodes", {}))  # groups count these alone
@@ -230,6 +250,15 @@ def _meaning(privacy: Mapping[str, Any]) -> str:
     return f"per {privacy['unit']}, {adjacency}, {privacy['view']}, delta {privacy['delta']:g}, {privacy['conversion']}"
 
 
+def _pair_meaning(run: Run) -> str:
+    network = _network(run)
+    return network.meaning if network is not None and network.epsilon is not None else ""
+
+
+def _network(run: Run) -> Network | None:
+    return None if run.summary.privacy is None else run.summary.privacy.network
+
+
 # Personalization gains
 
 
@@ -249,7 +278,7 @@ def _with_gains(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _all_but_protocol(row: Row) -> tuple[str, str, int]:
-    return row.setting, row.privacy, row.seed
+    return row.setting, row.run.config.privacy.model_dump_json(), row.seed
 
 
 # Words
@@ -269,17 +298,19 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _method(keys: Mapping[str, Any], differing: Sequence[str]) -> str:
-    own = [key for key in differing if key.startswith("protocol.") and key != "protocol.use" and key in keys]
+    beside = ("protocol.use", *_NOISE)
+    own = [key for key in differing if key.startswith("protocol.") and key not in beside and key in keys]
     return " ".join([str(keys["protocol.use"]), *(_said(key.partition(".")[2], keys[key]) for key in own)])
 
 
 def _privacy(keys: Mapping[str, Any], differing: Sequence[str]) -> str:
     mechanism = keys["privacy.mechanism"]
     own = [key for key in differing if key.startswith("privacy.") and key != "privacy.mechanism"]
+    noise = " ".join(_said(key.partition(".")[2], keys[key]) for key in _NOISE if keys.get(key))
     if mechanism == "none":
-        return "no DP" if any(key.startswith("privacy.") for key in differing) else ""
+        return noise or ("no DP" if any(key.startswith(("privacy.", *_NOISE)) for key in differing) else "")
     said = (_said(key.partition(".")[2], keys[key]).replace("noise_multiplier", "σ") for key in own)
-    return " ".join([mechanism, *said])
+    return " ".join([mechanism, *said, *([noise] if noise else [])])
 
 
 def _setting(keys: Mapping[str, Any], differing: Sequence[str]) -> str:

@@ -1,18 +1,37 @@
-"""How the cells of a trade-off study look, in all pictures alike, and the legend that says so."""
+"""How the cells of a trade-off study look, in all pictures alike, which of them a picture can show, and its legend."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from node.cli import plots
-from node.cli.tradeoff import Cell
+from node.cli.tradeoff import Cell, Study
 
 _SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 _FILLS = ("full", "none", "left", "top", "right", "bottom")
 _ROW = 0.17
 """Height of a legend's row in inches."""
+
+
+class Picture(NamedTuple):
+    """One picture, and what to know of it."""
+
+    title: str
+    svg: str
+    caption: str = ""
+
+
+def known(study: Study, *figures: str) -> list[Cell]:
+    """Cells whose figures are all finite numbers."""
+    return [cell for cell in study.cells if all(is_finite(cell, figure) for figure in figures)]
+
+
+def is_finite(cell: Cell, figure: str) -> bool:
+    """Whether a cell's mean is a finite number."""
+    mean = cell.mean(figure)
+    return mean is not None and math.isfinite(mean)
 
 
 def drawn(paint: Callable[[Any], None], style: Style, cells: Sequence[Cell]) -> str:
@@ -31,7 +50,7 @@ class Style:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self._lines = list(dict.fromkeys(self.line(cell) for cell in cells))
-        levels = {cell.first.privacy: cell.mean("epsilon_max") or 0.0 for cell in cells}
+        levels = {cell.first.privacy: _epsilon(cell) for cell in cells}
         self._levels = sorted(levels, key=lambda level: (-levels[level], level != "no DP", level))
 
     def line(self, cell: Cell) -> str:
@@ -98,6 +117,12 @@ class Style:
             "alpha": self.alpha(cell),
         }
         axes.errorbar(*at, xerr=across, yerr=up, markersize=6.5, elinewidth=0.8, **look)
+
+
+def _epsilon(cell: Cell) -> float:
+    """The smallest that says anything of it, whatever it is for: only to put levels in an order."""
+    told = (cell.mean("epsilon_max"), cell.mean("epsilon_pair_mean"))
+    return min((epsilon for epsilon in told if epsilon is not None), default=0.0)
 
 
 def _frame(set_limits: Callable[[float, float], Any], cells: Sequence[Cell], figure: str) -> float:

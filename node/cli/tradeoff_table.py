@@ -24,22 +24,26 @@ _LEAKAGE = {
     "message_tpr_1pct": "msg TPR1%",
     "final_tpr_1pct": "final TPR1%",
 }
+_PAIRS = {"epsilon_pair_mean": "pairs", "epsilon_pair_max": "worst pair"}
 _UNKNOWN = "–"
 
 
 def lines(study: Study) -> Iterator[str]:
     """The table, in two parts with the same rows, each narrow enough for a terminal; then what its words mean."""
-    meanings = list(dict.fromkeys(cell.first.meaning for cell in study.cells if cell.first.meaning))
+    own = list(dict.fromkeys(cell.first.meaning for cell in study.cells if cell.first.meaning))
+    pairs = list(dict.fromkeys(cell.first.pair_meaning for cell in study.cells if cell.first.pair_meaning))
+    meanings = [*own, *pairs]
     yield from _part(study.cells, ["seeds", *_UTILITY.values(), "bytes"], [_utility(cell) for cell in study.cells])
     yield ""
     rows = [_leakage(cell, meanings) for cell in study.cells]
-    yield from _part(study.cells, ["epsilon", *_LEAKAGE.values()], rows)
+    yield from _part(study.cells, ["epsilon", *_PAIRS.values(), *_LEAKAGE.values()], rows)
     yield ""
     yield "own acc: of final models, on each node's own kind of samples; ±: 95 % interval over seeds (Student's t)"
     yield f"at bytes: the same when all nodes together have sent {size(study.fixed_bytes)}"
     yield "msg, final: membership inference on models sent and models kept; AUC 0.5 is blind guessing"
     for number, meaning in enumerate(meanings):
-        yield f"epsilon [{_letter(number)}]: the largest of all nodes, {meaning}"
+        what = "the largest of all nodes" if meaning in own else "mean over pairs of nodes, and the worst pair"
+        yield f"epsilon [{_letter(number)}]: {what}, {meaning}"
 
 
 def _part(cells: Sequence[Cell], head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -57,7 +61,10 @@ def _utility(cell: Cell) -> list[str]:
 
 
 def _leakage(cell: Cell, meanings: Sequence[str]) -> list[str]:
-    return [_epsilon(cell, meanings), *(_told(cell, figure) for figure in _LEAKAGE)]
+    row = cell.first
+    epsilons = [_epsilon(cell, "epsilon_max", row.meaning, meanings)]
+    epsilons += [_epsilon(cell, figure, row.pair_meaning, meanings) for figure in _PAIRS]
+    return [*epsilons, *(_told(cell, figure) for figure in _LEAKAGE)]
 
 
 def _told(cell: Cell, figure: str) -> str:
@@ -65,13 +72,13 @@ def _told(cell: Cell, figure: str) -> str:
     return _UNKNOWN if found is None else str(found)
 
 
-def _epsilon(cell: Cell, meanings: Sequence[str]) -> str:
-    """The largest of all nodes and seeds, rounded up, with a letter for what it means."""
-    if not cell.first.meaning:
+def _epsilon(cell: Cell, figure: str, meaning: str, meanings: Sequence[str]) -> str:
+    """The largest of all seeds, rounded up, with a letter for what it means."""
+    if not meaning:
         return "none"
-    most = max(row.figures["epsilon_max"] or 0.0 for row in cell.rows)
+    most = max(row.figures.get(figure) or 0.0 for row in cell.rows)
     said = f"{math.ceil(most * 100) / 100:.2f}" if math.isfinite(most) else "infinite"
-    return f"{said} [{_letter(meanings.index(cell.first.meaning))}]"
+    return f"{said} [{_letter(meanings.index(meaning))}]"
 
 
 def _letter(number: int) -> str:

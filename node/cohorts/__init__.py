@@ -13,11 +13,19 @@ from node.cohorts import cohort_file
 from node.cohorts.count import advised_count, gradient_noise_scale, predicted_rounds
 from node.cohorts.forming import Cohorts, at_random, by_rendezvous, by_speed, round_time_s
 from node.cohorts.labels import Histogram, noised, stratified, total_variation
-from node.cohorts.membership import dissolved, distance_costs, joined, rendezvous_costs, stratified_costs, without
+from node.cohorts.membership import (
+    dissolved,
+    distance_costs,
+    joined,
+    rendezvous_costs,
+    smallest,
+    stratified_costs,
+    without,
+)
 from node.cohorts.oort import Oort, OortSection, Seen, statistical_utility
 from node.cohorts.quantile import Quantile, teacher_weights
-from node.cohorts.sampling import by_capacity, generator, number_to_ask, uniform
-from node.cohorts.similarity import best_start, by_latency, by_loss, favourite, similar
+from node.cohorts.sampling import Speeds, by_capacity, generator, number_to_ask, uniform
+from node.cohorts.similarity import best_start, by_latency, by_loss, completed, favourite, similar
 from node.cohorts.stopping import Round, Stopping, StoppingSection
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "Quantile",
     "Round",
     "Seen",
+    "Speeds",
     "Stopping",
     "StoppingSection",
     "advised_count",
@@ -39,6 +48,7 @@ __all__ = [
     "by_rendezvous",
     "by_speed",
     "cohort_file",
+    "completed",
     "dissolved",
     "distance_costs",
     "favourite",
@@ -51,6 +61,7 @@ __all__ = [
     "rendezvous_costs",
     "round_time_s",
     "similar",
+    "smallest",
     "statistical_utility",
     "stratified",
     "stratified_costs",

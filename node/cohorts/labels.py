@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from node.cohorts.forming import Cohorts, sizes
 from node.errors import ConfigError
+from node.private import Coins
 
 _GAIN = 1e-9
 """Share of all samples by which a swap must lower the objective: less may be rounding, and go on for ever."""
@@ -26,17 +27,20 @@ class Histogram:
     """Differential privacy of one sample; infinite for the plain truth."""
 
 
-def noised(counts: NDArray[np.int64], epsilon: float, rng: np.random.Generator) -> Histogram:
+def noised(counts: NDArray[np.int64], epsilon: float, coins: Coins) -> Histogram:
     """A histogram with Laplace noise of scale ``1/epsilon`` on each class, clipped at 0 (Dwork et al., TCC 2006).
 
     One sample more or less changes the counts by 1 in L1, and so this is ``epsilon``-differentially private towards all
-    who do not know ``rng``: a seeded generator protects nobody. An infinite epsilon adds nothing.
+    who do not know ``coins``: a seeded generator protects nobody. An infinite epsilon adds nothing.
 
     Raises ConfigError unless epsilon is above 0.
     """
     if not epsilon > 0:
         raise ConfigError(f"protocol.histogram_epsilon: {epsilon}; allowed: above 0, or inf for no noise")
-    noise = rng.laplace(scale=1 / epsilon, size=len(counts)) if np.isfinite(epsilon) else 0.0
+    if np.isinf(epsilon):
+        return Histogram(counts.astype(np.float64), epsilon)
+    exponential = -np.log1p(-coins.random(2 * len(counts)))
+    noise = (exponential[::2] - exponential[1::2]) / epsilon  # the difference of two exponentials is Laplace
     return Histogram(np.maximum(counts + noise, 0.0), epsilon)
 
 

@@ -49,14 +49,19 @@ def dissolved(cohorts: Cohorts, min_size: int, beacon: str) -> Cohorts:
     cohort stays however small it is.
     """
     while True:
-        live = [number for number, members in enumerate(cohorts) if members]
-        smallest = min(live, key=lambda number: (len(cohorts[number]), -number), default=None)
-        if smallest is None or len(live) == 1 or len(cohorts[smallest]) >= min_size:
+        first = smallest(cohorts)
+        if first is None or sum(map(bool, cohorts)) == 1 or len(cohorts[first]) >= min_size:
             return cohorts
-        homeless = cohorts[smallest]
-        cohorts = (*cohorts[:smallest], (), *cohorts[smallest + 1 :])
+        homeless = cohorts[first]
+        cohorts = (*cohorts[:first], (), *cohorts[first + 1 :])
         for node in homeless:
             cohorts = joined(cohorts, node, rendezvous_costs(beacon, node, len(cohorts)))
+
+
+def smallest(cohorts: Sequence[Sequence[int]]) -> int | None:
+    """The number of the cohort that dissolves first: the last of the smallest; None where none has members."""
+    live = [number for number, members in enumerate(cohorts) if members]
+    return min(live, key=lambda number: (len(cohorts[number]), -number), default=None)
 
 
 def rendezvous_costs(beacon: str, node: int, cohorts: int) -> list[int]:

@@ -9,6 +9,7 @@ would have it, which the 95th percentile would make 20 times.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from node.config.section import NotNegative, Positive, Section
+from node.errors import ProtocolError
 
 
 class OortSection(Section):
@@ -93,6 +95,28 @@ class Oort:
         self._round = 0
         self._explore = section.explore
         self._sums: deque[float] = deque(maxlen=2 * section.pacer_rounds)
+
+    def state(self) -> bytes:
+        """All that was seen, for a successor: its members are asked as these would have been."""
+        head = [self._round, self._explore, self.preferred_s, len(self._sums), *self._sums]
+        rows = [(node, m.time_s, m.utility, m.last, m.asked) for node, m in self._members.items() if m.asked]
+        return np.array([*head, *itertools.chain(*rows)], dtype="<f8").tobytes()
+
+    def restore(self, state: bytes) -> None:
+        """Go on from another one's :meth:`state`.
+
+        Raises ProtocolError for what none of them has written.
+        """
+        numbers = np.frombuffer(state, dtype="<f8") if len(state) % 8 == 0 else np.empty(0)
+        is_sound = len(numbers) >= 4 and np.isfinite(numbers).all() and (numbers >= 0).all()
+        sums = int(numbers[3]) if is_sound else 0
+        if not is_sound or len(numbers) < 4 + sums or (len(numbers) - 4 - sums) % 5:
+            raise ProtocolError("not the state of a sampler: its numbers have no meaning")
+        rows = numbers[4 + sums :]
+        self._round, self._explore, self.preferred_s = int(numbers[0]), float(numbers[1]), float(numbers[2])
+        self._sums.extend(numbers[4 : 4 + sums].tolist())
+        for node, time_s, utility, last, asked in rows.reshape(-1, 5).tolist():
+            self._members[int(node)] = _Member(time_s, utility, int(last), int(asked))
 
     def join(self, node: int, time_s: float) -> None:
         """A member has come; one that is known keeps what was seen of it."""

@@ -52,6 +52,16 @@ class Quantile:
         return True
 
     @property
+    def stopped(self) -> tuple[int, ...]:
+        """The cohorts that have stopped, in the order in which they came."""
+        return tuple(self._stopped)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The cohorts that have neither stopped nor been lost, sorted."""
+        return tuple(sorted(self._cohorts - self._stopped.keys()))
+
+    @property
     def in_time(self) -> tuple[int, ...]:
         """The cohorts that had stopped when unification started, sorted."""
         return self._in_time

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from node.errors import ConfigError
+from node.errors import ConfigError, ProtocolError
 
 _DOMAIN = int.from_bytes(b"sampling")
 """Keeps this randomness apart from all other that derives from the experiment's seed."""
@@ -43,6 +43,39 @@ def by_capacity(
         return tuple(members)
     shares = capacity_shares([times_s[member] for member in members], floor)
     return tuple(sorted(rng.choice(members, count, replace=False, p=shares).tolist()))
+
+
+class Speeds:
+    """How long each member took when it answered last, for :func:`by_capacity`; who never has is as fast as most."""
+
+    def __init__(self) -> None:
+        self._times_s: dict[int, float] = {}
+
+    def select(self, members: Sequence[int], count: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """``count`` members, sorted, the faster the likelier."""
+        known = sorted(self._times_s.values())
+        usual_s = known[len(known) // 2] if known else 1.0
+        return by_capacity({member: self._times_s.get(member, usual_s) for member in members}, count, rng)
+
+    def observe(self, times_s: Mapping[int, float]) -> None:
+        """Take in a round's times. One that is not positive and finite is no speed, and left out."""
+        self._times_s |= {node: time_s for node, time_s in times_s.items() if 0 < time_s < math.inf}
+
+    def state(self) -> bytes:
+        """All of it, for a successor."""
+        return np.array(sorted(self._times_s.items()), dtype="<f8").tobytes()
+
+    def restore(self, state: bytes) -> None:
+        """Go on from another one's :meth:`state`.
+
+        Raises ProtocolError for what none of them has written.
+        """
+        if len(state) % 16:
+            raise ProtocolError("not the state of a sampler: numbers are missing")
+        pairs = np.frombuffer(state, dtype="<f8").reshape(-1, 2)
+        if not (np.isfinite(pairs).all() and (pairs[:, 1] > 0).all()):
+            raise ProtocolError("not the state of a sampler: its numbers have no meaning")
+        self._times_s = {int(node): time_s for node, time_s in pairs.tolist()}
 
 
 def capacity_shares(times_s: Sequence[float], floor: float = 0.2) -> NDArray[np.float64]:

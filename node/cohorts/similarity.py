@@ -16,6 +16,8 @@ from node.cohorts.forming import Cohorts, sizes
 from node.errors import ConfigError
 
 _ITERATIONS = 100
+_LEAST_S = 1e-6
+"""Of a round trip: SciPy takes what is near 0 for no way at all."""
 
 T = TypeVar("T")
 Costs: TypeAlias = Callable[[T], NDArray[np.float64]]
@@ -88,6 +90,27 @@ def by_latency(
     first = [_spread(far, cohorts, rng) for _ in range(starts)]
     best = _best(wanted, first, lambda centres: far[:, centres], medoids)
     return _grouped(nodes, best.of, cohorts), tuple(nodes[medoid] for medoid in best.centres)
+
+
+def completed(measured: Mapping[int, Mapping[int, float]]) -> NDArray[np.float64]:
+    """Round trips of all pairs, [nodes, nodes], from those that nodes have ``measured`` to some of the others.
+
+    A pair is as far apart as the shortest way over pairs that were measured, whichever of both has done it; where there
+    is none, twice as far as any. Rows and columns are in the order of the nodes' numbers. What is said of strangers, or
+    is no time, is passed over.
+    """
+    from scipy.sparse.csgraph import shortest_path  # type: ignore[import-untyped]
+
+    nodes = sorted(measured)
+    row = {node: i for i, node in enumerate(nodes)}
+    direct = np.full((len(nodes), len(nodes)), np.inf)
+    for node in nodes:
+        for peer, time_s in measured[node].items():
+            if peer in row and np.isfinite(time_s):
+                direct[row[node], row[peer]] = max(time_s, _LEAST_S)
+    ways: NDArray[np.float64] = shortest_path(direct, directed=False)
+    known = ways[np.isfinite(ways)]
+    return np.where(np.isfinite(ways), ways, 2 * known.max(initial=_LEAST_S))
 
 
 def favourite(losses: Sequence[float]) -> int:

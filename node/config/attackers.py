@@ -17,6 +17,9 @@ class AttackerSection(BaseModel):
     ``module:Class``."""
     nodes: tuple[int, ...] | None = Field(None, min_length=1)
     """The nodes that attack; absent: the first learner."""
+    identities: int | None = Field(None, ge=1)
+    """Sybil identities that each of them registers besides its own: further peers, with its data, that attack with it;
+    absent: none."""
 
     @property
     def options(self) -> dict[str, Any]:

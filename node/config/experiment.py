@@ -66,7 +66,9 @@ class RecordSection(Section):
     trace: bool = False
     """Write what every node does when to ``trace.json``, for trace viewers."""
     lineage: bool = False
-    """Write how every value came to be and who received it to ``lineage/``, for ``starling privacy network``."""
+    """Write how every value came to be and who received it to ``lineage/``, for the accounts that ``privacy.network``
+    in the summary and ``starling privacy network`` give. Runs of protocols that noise models themselves do so anyway,
+    unless they are long."""
     targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.8, 0.9)
     """Accuracies whose time and bytes to reach them are reported."""
     every: int = Field(1, ge=1)

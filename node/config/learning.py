@@ -44,11 +44,14 @@ class DataSection(Section):
     """What the nodes learn from, and how it is divided among them."""
 
     name: str = "digits"
-    """``digits``, ``breast_cancer``, ``synthetic``, a .npz/.csv/.parquet file, or a Hugging Face id or folder."""
+    """``digits``, ``breast_cancer``, ``wine``, ``iris``, ``mnist-5k``, ``synthetic``, a .npz/.csv/.parquet file, or a
+    Hugging Face id or folder."""
     partition: Literal["iid", "dirichlet", "shards", "quantity", "natural"] = "iid"
     """How samples are divided: evenly, by label (Dirichlet or shards), by amount, or by the owner column."""
     alpha: Positive = 0.5
     """Dirichlet concentration, for ``dirichlet`` (labels) and ``quantity`` (amounts): smaller is more skewed."""
+    least_samples: int = Field(0, ge=0)
+    """Divide anew until each node has so many samples, for ``dirichlet`` and ``quantity``; 0: one draw."""
     shards_per_node: int = Field(2, ge=1)
     """Label-sorted shards that each node receives, for ``shards``."""
     label: str = "label"

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from node.config.section import NotNegative, Positive, Section
+
+LEAST_SIGMA, MOST_SIGMA = 1e-6, 1e6
+"""Noise multipliers that accountants have figures for."""
+
+
+def _in_bounds(sigma: float) -> float:
+    if sigma and not LEAST_SIGMA <= sigma <= MOST_SIGMA:
+        raise ValueError(f"{sigma:g}; allowed are 0, and numbers from {LEAST_SIGMA:g} to {MOST_SIGMA:g}")
+    return sigma
 
 
 class PrivacySection(Section):
@@ -18,8 +27,8 @@ class PrivacySection(Section):
     clip: Positive = 1.0
     """Longest that a contribution may be, a record's gradient or a node's update: longer ones are shortened to it, and
     noise is in proportion to it. There is none without clipping: it would guarantee nothing."""
-    noise_multiplier: NotNegative = 1.0
-    """Standard deviation of the noise over ``clip``; 0: none, and no guarantee."""
+    noise_multiplier: Annotated[float, AfterValidator(_in_bounds)] = 1.0
+    """Standard deviation of the noise over ``clip``, from 1e-6 to 1e6; 0: none, and no guarantee."""
     epsilon: NotNegative = 0.0
     """The most that each node may spend; 0: no limit, what is spent is only counted."""
     delta: float = Field(1e-5, gt=0, lt=1)

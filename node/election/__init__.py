@@ -50,6 +50,7 @@ from node.election.vocabulary import (
     Vote,
     VoteRequest,
     Warn,
+    Wish,
 )
 from node.election.wire import pack, unpack
 
@@ -90,6 +91,7 @@ __all__ = [
     "Vote",
     "VoteRequest",
     "Warn",
+    "Wish",
     "by_rank",
     "pack",
     "rotating",

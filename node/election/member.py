@@ -85,6 +85,11 @@ class Member(abc.ABC):
         """The newest entry that this node knows to be committed."""
         return self.durable.committed
 
+    @property
+    def is_handing_over(self) -> bool:
+        """Whether this node leads, and is to step aside as soon as somebody can take its place."""
+        return self._reign is not None and self._reign.rotates
+
     def admits(self, epoch: int, term: int) -> bool:
         """Whether what was sent in an epoch and a term still counts (fencing)."""
         return term >= self.term and epoch >= self.committed.epoch

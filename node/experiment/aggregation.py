@@ -40,8 +40,9 @@ def neighbourhoods(
             'allowed: "mean", without pre'
         )
     _check_losses(config, protocol, options)
-    who = sorted(protocol.roles(config.nodes)) or range(config.nodes)  # a server, where there is one
-    models = protocol.aggregated(options, config.nodes)
+    peers = topology.nodes
+    who = sorted(protocol.roles(options, peers)) or range(peers)  # a server, where there is one
+    models = protocol.aggregated(options, peers)
     sizes = [len(topology.sources(node)) + 1 if models is None else models for node in who]
     return dict(sorted(Counter(size for size in sizes if size > 1).items()))
 
@@ -55,7 +56,7 @@ def _wrong(section: AggregationSection) -> str:
 def _check_losses(config: ExperimentConfig, protocol: type[Protocol], options: Any) -> None:
     """A rule that needs losses needs whole models, and training data where they are aggregated."""
     if RULES[config.aggregation.rule].needs_losses and (
-        protocol.roles(config.nodes) or protocol.private_layers(options)
+        protocol.roles(options, config.nodes) or protocol.private_layers(options)
     ):
         raise ConfigError(
             f"aggregation.rule: {config.aggregation.rule!r} judges whole models by their loss on the node's own data; "
@@ -106,7 +107,7 @@ def _liars(setup: Setup) -> list[int]:
 
 def liars_heard(setup: Setup, liars: Sequence[int]) -> dict[int, int]:
     """How many neighbourhoods of honest nodes have how many liars, by rising number of liars."""
-    nodes, topology = range(setup.config.nodes), setup.topology
+    nodes, topology = range(setup.participants.peers), setup.topology
     rounds = getattr(setup.options, "rounds", 1) if topology.fresh else 1
     found: Counter[int] = Counter()
     for round in range(max(1, min(rounds, _MOST_LOOKED_AT // len(nodes)))):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from node.attack.attacker import Attack, Scene
+from node.attack.identities import sybil_identities
 from node.attack.kinds import KINDS
 from node.attack.metrics import mean_interval
-from node.attack.sampling import FROM, ORIGINAL, PICTURE
+from node.attack.sampling import FROM, ORIGINAL, PICTURE, numbered
 from node.attack.truth import Truth
 from node.config import AttackerSection, ExperimentConfig
 from node.errors import ConfigError
@@ -23,8 +26,10 @@ from node.experiment.plugins import by_path
 from node.learn.data import Federation
 from node.learn.models import Model
 from node.op import Value
+from node.participants import Participants
 from node.protocol import Protocol
-from node.record import Recorder, Row
+from node.record import Recorder
+from node.row import Row
 from node.topology import Topology
 
 _SKEWED = ("dirichlet", "shards", "natural")
@@ -43,28 +48,49 @@ class Planned:
     kind: type[Attack]
     options: Any
     nodes: tuple[int, ...]
+    """Attackers, with their Sybil identities."""
+    owners: tuple[int, ...]
+    """The attacker behind each of these identities."""
 
 
 def planned(config: ExperimentConfig, roles: Mapping[int, str]) -> tuple[Planned, ...]:
     """Find every attack of an experiment. ConfigError, naming the key, for what does not exist or does not fit."""
-    plans = tuple(_planned(section, f"attackers[{i}]", config, roles) for i, section in enumerate(config.attackers))
-    liars: dict[int, int] = {}
+    plans: list[Planned] = []
+    first = config.nodes
+    for i, section in enumerate(config.attackers):
+        plans.append(_planned(section, f"attackers[{i}]", config, roles, first))
+        first += len(plans[-1].owners)
+    _check_apart(plans)
+    return tuple(plans)
+
+
+def _check_apart(plans: Sequence[Planned]) -> None:
+    """Raise ConfigError for a node that lies twice, or attacks twice in one way: one would replace the other."""
+    taken: dict[tuple[int, type[Attack] | None], int] = {}
     for i, plan in enumerate(plans):
-        for node in plan.nodes if plan.kind.is_lie else ():
-            if liars.setdefault(node, i) != i:
-                raise ConfigError(
-                    f"attackers[{i}].nodes: node {node} lies already, by attackers[{liars[node]}], and of two lies one"
-                    " would undo the other; name other nodes"
-                )
-    return plans
+        for node in plan.nodes:
+            first = taken.setdefault((node, None if plan.kind.is_lie else plan.kind), i)
+            if first == i:
+                continue
+            why = (
+                f"lies already, by attackers[{first}], and of two lies one would undo the other"
+                if plan.kind.is_lie
+                else f"attacks like this already, by attackers[{first}], whose figures these would replace"
+            )
+            raise ConfigError(f"attackers[{i}].nodes: node {node} {why}; name other nodes")
 
 
-def _planned(section: AttackerSection, key: str, config: ExperimentConfig, roles: Mapping[int, str]) -> Planned:
+def _planned(
+    section: AttackerSection, key: str, config: ExperimentConfig, roles: Mapping[int, str], first: int
+) -> Planned:
+    """``first``: the number of the next Sybil identity."""
     if ":" not in section.kind and section.kind not in KINDS:
         raise ConfigError(f"{unknown('attack', f'{key}.kind', section.kind, KINDS)}, or module:Class")
     kind = by_path(KINDS[section.kind].path if section.kind in KINDS else section.kind, f"{key}.kind")
     if not (isinstance(kind, type) and issubclass(kind, Attack)):
         raise ConfigError(f"{key}.kind: {section.kind} is not a subclass of node.attack.attacker.Attack")
+    if inspect.isabstract(kind):
+        raise ConfigError(f"{key}.kind: {section.kind} leaves its attack to subclasses; name one of these")
     for node in section.nodes or ():
         if not 0 <= node < config.nodes:
             raise ConfigError(f"{key}.nodes: there is no node {node}; allowed: 0 to {config.nodes - 1}")
@@ -75,7 +101,11 @@ def _planned(section: AttackerSection, key: str, config: ExperimentConfig, roles
     except ValidationError as error:
         raise ConfigError(explain(error.errors(), kind.Config, f"{key}.")) from None
     kind.check(options, nodes, config)
-    return Planned(kind, options, nodes)
+    each = section.identities or 0
+    if each and (idle := [node for node in nodes if node not in learners]):
+        raise ConfigError(f"{key}.identities: a {roles[idle[0]]}, node {idle[0]}, has no data for them; name learners")
+    names = sorted(chain(*sybil_identities(first, nodes, each).values()))
+    return Planned(kind, options, tuple(names), tuple(node for node in nodes for _ in range(each)))
 
 
 def poisoned(plans: Iterable[Planned], federation: Federation, seed: int) -> Federation:
@@ -91,6 +121,7 @@ def built(
     federation: Federation,
     model: Model,
     topology: Topology,
+    participants: Participants,
     protocol: type[Protocol],
     options: Any,
 ) -> tuple[Attack, ...]:
@@ -100,23 +131,30 @@ def built(
     truth = Truth(federation, config.seed, matched=config.data.partition in _SKEWED)
     private_layers = protocol.private_layers(options)
     cut = model.cut(private_layers) if private_layers else model.dimension
-    scene = Scene(config, federation, model, topology, cut, truth, options)
+    scene = Scene(config, federation, model, topology, cut, truth, participants, options)
     return tuple(plan.kind(plan.options, plan.nodes, scene) for plan in plans)
 
 
 def measured(attacks: Sequence[Attack], recorder: Recorder, models: Mapping[int, Value]) -> dict[str, Any]:
-    """``attacks`` of ``summary.json``: every attacked message, and what final models tell. Empty without attackers."""
+    """``attacks`` of ``summary.json``: every attacked message, and what final models tell. Empty without attackers.
+
+    What several tables have found under one name is numbered in their order: ``byzantine``, ``byzantine#2``, ...
+    """
     if not attacks:
         return {}
-    messages = attacked_messages(recorder.rows())
+    messages = attacked_messages(recorder.rows(), attacks[0].scene.participants)
     found: dict[str, Any] = {"messages": messages, "pooled": pooled(messages, attacks[0].scene.config.seed)}
     for attack in attacks:
-        found |= attack.judge(models)
+        judged = attack.judge(models)
+        found |= {numbered(name, found): figures for name, figures in judged.items()}
     return found
 
 
-def attacked_messages(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """One entry for each attacked message, in the order of round, attacker and victim: these, and its metrics."""
+def attacked_messages(rows: Iterable[Row], participants: Participants) -> list[dict[str, Any]]:
+    """One entry for each attacked message, in the order of round, attacker and victim: these, and its metrics.
+
+    What Sybil identities have heard is their owner's; ``identity`` says which of them it was.
+    """
     found: dict[tuple[int, int, int, str], dict[str, Any]] = {}
     for row in rows:
         if (told := _MESSAGE.fullmatch(row.metric)) is None:
@@ -124,13 +162,16 @@ def attacked_messages(rows: Iterable[Row]) -> list[dict[str, Any]]:
         victim, number, metric = int(told[1]), told[2] or "", told[3]
         if metric.startswith((PICTURE, ORIGINAL)):
             continue
-        entry = {"round": row.round, "attacker": row.node, "victim": victim}
+        attacker = participants.device(row.node)
+        entry = {"round": row.round, "attacker": attacker, "victim": victim}
+        if attacker != row.node:
+            entry["identity"] = row.node
         found.setdefault((row.round, row.node, victim, number), entry)[metric] = row.value
     return [_without_nan(found[place]) for place in sorted(found)]
 
 
-def pooled(messages: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, float]]:
-    """AUC and true positive rates over all messages, with intervals; none of messages from a single victim."""
+def pooled(messages: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, float | None]]:
+    """AUC and true positive rates over all messages, with intervals; messages of a single victim have none."""
     found = {}
     for metric in dict.fromkeys(name for message in messages for name in message if _RATE.search(name)):
         known = [(message[metric], message["victim"]) for message in messages if message.get(metric) is not None]

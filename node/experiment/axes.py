@@ -7,6 +7,8 @@
     data.groups = [[24, 8], [28, 4]]
     seed = [1, 2, 3]
 
+In brackets, ``"[protocol]" = [{ use = "local" }]``, a table is the whole section: nothing else of the file's counts.
+
 All combinations run. Written as ``[[sweep]]``, several times, each table gives combinations of its own: a grid need
 not be a box. One with ``clock = ["virtual"]`` is for that clock only; where none is left, the experiment itself runs.
 """
@@ -27,6 +29,7 @@ from node.experiment.loading import flat, from_flag, make_paths_absolute, read_t
 TABLE = "sweep"
 """What the table is called; it is no part of the experiment that each of its points is."""
 CLOCK = "clock"
+_SECTION = re.compile(r"\[([A-Za-z0-9_-]+)\]")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./:-]*")
 _EXAMPLE = "for example seed = [1, 2, 3]"
 
@@ -88,7 +91,18 @@ def _axis(source: str, key: str, values: Any) -> Axis:
     place = f"{source}: {TABLE}.{key}"
     if not isinstance(values, list) or not values:
         raise ConfigError(f"{place}: must be a list of values, {_EXAMPLE} (got {values!r:.60})")
+    if section := _SECTION.fullmatch(key):
+        return Axis(section[1], tuple(_whole(source, place, section[1], value) for value in values))
     return Axis(key, tuple(_setting(source, place, key, value) for value in values))
+
+
+def _whole(source: str, place: str, section: str, value: Any) -> Mapping[str, str]:
+    """What one value sets that is a section with nothing of the file's own in it."""
+    if not isinstance(value, dict):
+        raise ConfigError(f'{place}: must be a list of tables, for example [{{ use = "local" }}] (got {value!r:.60})')
+    return {
+        section: _written({name: _absolute(source, f"{section}.{name}", part) for name, part in value.items()}, place)
+    }
 
 
 def _setting(source: str, place: str, key: str, value: Any) -> Mapping[str, str]:

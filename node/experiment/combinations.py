@@ -31,6 +31,8 @@ class Case:
     """Numbers of models that nodes aggregate in a full round, where a robust rule does it."""
     is_standardised: bool = False
     """Whether features are scaled by what all nodes' records are together."""
+    peers: int = 0
+    """Nodes and Sybil identities; 0: there are none of these."""
 
     @property
     def privacy(self) -> PrivacySection:
@@ -48,9 +50,14 @@ class Case:
         return self.privacy.mechanism != "none"
 
     @property
+    def draws_noise(self) -> bool:
+        """Whether differential privacy is claimed of anything."""
+        return self.is_private or bool(self.protocol.releases(self.options))
+
+    @property
     def is_secret(self) -> bool:
         """Whether there is noise that can never be drawn a second time."""
-        return (self.is_private or self.protocol.hides_models) and noise_of(self.config) == "secret"
+        return (self.is_private or self.protocol.hides(self.options)) and noise_of(self.config) == "secret"
 
     def uses(self, *names: str) -> bool:
         """Whether the protocol is one of these."""
@@ -64,12 +71,12 @@ class Case:
     @cached_property
     def fewest_senders(self) -> int:
         """How many nodes send to the node that hears fewest."""
-        return gossiping.fewest_senders(self.config)
+        return gossiping.fewest_senders(self.config, self.peers)
 
     @cached_property
     def gossip_doubt(self) -> str:
         """What too few gossip rounds leave undone; empty where they are enough, or no gossip is."""
-        return gossiping.doubt(self.config, self.options) if self.uses("muffliato") else ""
+        return gossiping.doubt(self.config, self.options, self.peers) if self.uses("muffliato") else ""
 
     @property
     def pointless(self) -> str:
@@ -110,7 +117,7 @@ class Case:
     @property
     def side_channels(self) -> str:
         """What the protocol shows of its data besides models, in words; empty where nothing."""
-        return ", ".join(side_channels(self.protocol))
+        return ", ".join(side_channels(self.protocol, self.options))
 
 
 class Rule(NamedTuple):
@@ -210,7 +217,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "reject",
-        lambda case: case.uses("muffliato", "decor") and case.privacy.mechanism == "node" and case.options.clip > 0,
+        lambda case: (
+            case.uses("muffliato", "decor", "zipdl") and case.privacy.mechanism == "node" and case.options.clip > 0
+        ),
         'protocol.clip: would cut noise that privacy.mechanism = "node" has added; allowed with it: 0',
     ),
     Rule(
@@ -226,8 +235,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "warn",
         lambda case: bool(case.gossip_doubt),
-        "protocol.gossip_rounds: {case.gossip_doubt}; only the exact accountant holds (record.lineage, starling privacy"
-        " network)",
+        "protocol.gossip_rounds: {case.gossip_doubt}; only the exact accountant holds (privacy.network in the summary)",
     ),
     Rule(
         "warn",
@@ -237,11 +245,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "warn",
         lambda case: case.uses("shatter"),
-        "unlinkability is not provided: the virtual nodes of a node share its one address",
+        "virtual nodes of one host share its network address, and the times of messages tell more: unlinkability is"
+        " provided only as far as relays hide both",
     ),
     Rule(
         "warn",
-        lambda case: case.protocol.hides_models and case.config.clock == "real" and not case.is_secret,
+        lambda case: case.protocol.hides(case.options) and case.config.clock == "real" and not case.is_secret,
         'insecure keys (privacy.noise = "seeded"): whoever knows the seed can subtract noise and masks; only to compare'
         " worlds",
     ),
@@ -252,7 +261,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "warn",
-        lambda case: case.is_private and case.config.clock == "real" and not case.is_secret,
+        lambda case: case.draws_noise and case.config.clock == "real" and noise_of(case.config) == "seeded",
         'insecure noise (privacy.noise = "seeded"): whoever knows the seed can subtract it; only to compare worlds',
     ),
     Rule(
@@ -287,6 +296,7 @@ def check(
     samples: Sequence[int] = (),
     neighbourhoods: Sequence[int] = (),
     is_standardised: bool = False,
+    peers: int = 0,
 ) -> list[str]:
     """Hold an experiment against all rules; gives what to warn of.
 
@@ -294,11 +304,12 @@ def check(
         samples: how many each node holds; 0 for those that are to hold none.
         neighbourhoods: how many models nodes aggregate, where a robust rule does it.
         is_standardised: whether features are scaled by what all nodes' records are together.
+        peers: nodes and Sybil identities; 0: there are none of these.
 
     Raises:
         ConfigError: a combination cannot be right.
     """
-    case = Case(config, protocol, [count for count in samples if count], neighbourhoods, is_standardised)
+    case = Case(config, protocol, [count for count in samples if count], neighbourhoods, is_standardised, peers)
     warnings = []
     for rule in RULES:  # one by one: what a rule refuses, those after it need not understand
         if rule.applies(case):
@@ -309,9 +320,9 @@ def check(
     return warnings
 
 
-def side_channels(protocol: type[Protocol]) -> tuple[str, ...]:
-    """What a protocol declares to show of its data besides models."""
-    return tuple(getattr(protocol, "side_channels", ()))
+def side_channels(protocol: type[Protocol], options: Any) -> tuple[str, ...]:
+    """What a protocol of this configuration shows of its data besides models."""
+    return tuple(protocol.shows(options))
 
 
 def _has_pld() -> bool:

@@ -61,11 +61,19 @@ def run_node(settings: NodeFile, config: ExperimentConfig) -> int:
     keep_freed_memory()
     with open_state(settings.state) as state:
         setup = prepare(config)
+        _check_alone(setup)
         gc.collect()
         gc.freeze()
         gc.set_threshold(100_000)
         with _limited_leaving() as leaving, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_until_signalled(Daemon(settings, setup, state, leaving.start)))
+
+
+def _check_alone(setup: Setup) -> None:
+    """Refuse identities beyond the nodes: no file says whose they are, and who would start them."""
+    if not setup.participants.are_nodes_alone:
+        key = "attackers.identities" if setup.participants.sybils else "protocol.use"
+        raise ConfigError(f"{key}: has identities beyond the nodes, which only starling run can start; allowed: none")
 
 
 def keep_freed_memory() -> bool:

@@ -85,6 +85,7 @@ class Participant:
             self._tape,
             tensors=TENSORS,
             roles=setup.roles,
+            participants=setup.participants,
             checkpoints=checkpoints,
             on_settled=on_settled,
         )
@@ -92,7 +93,7 @@ class Participant:
         self.ledger = self.world.ledger = setup.ledger(lambda _, state: keep_spent(state))
         if self.ledger is not None and spent is not None:
             self.ledger.restore(node, spent)
-        if config.record.lineage and folder is not None:
+        if setup.is_logged and folder is not None:
             self.world.lineage = provenance.Log.of_life(folder / LINEAGE, node)
 
     async def run(self, transport: Transport) -> Value | None:
@@ -117,6 +118,7 @@ class Participant:
             forced_solves=world.forced_solves,
             messages=world.messages,
             bytes_sent=world.bytes_sent,
+            traffic=world.traffic,
             refused_messages=world.refused_messages,
             peak_rss_bytes=peak_rss_bytes(),
             spent={} if self.ledger is None else self.ledger.states([self.node]),

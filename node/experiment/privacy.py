@@ -122,19 +122,29 @@ def statement(
     side_channels: Sequence[str],
     warnings: Sequence[str],
     hides_models: bool = False,
+    network: Mapping[str, Any] | None = None,
+    releases: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The ``privacy`` object of a summary; empty where there is nothing to say.
 
     ``hides_models``: whether the protocol itself draws noise or shares secrets. ``epsilon`` is over the nodes that
     hold data, whether they have spent any or not; None in it is infinite. ``public`` is what no guarantee covers, and
-    others can tell or work out.
+    others can tell or work out. ``network``: what :func:`node.experiment.exposure.stated` gives. ``releases``: what the
+    protocol tells under an epsilon of its own, which no other figure here contains.
     """
-    privacy = config.privacy
+    privacy, is_seeded = config.privacy, noise_of(config) == "seeded"
     said: dict[str, Any] = {"side_channels": list(side_channels), "warnings": list(warnings)}
     if hides_models:
-        said["insecure_keys"] = noise_of(config) == "seeded"
+        said["insecure_keys"] = is_seeded
+    if releases:
+        told = {"unit": "record", "adjacency": "add_remove", "delta": 0.0}
+        said["releases"] = {name: {"epsilon": epsilon, **told} for name, epsilon in releases.items()}
+        said |= {"noise": noise_of(config), "insecure_noise": is_seeded}
+    if network:
+        said["network"] = dict(network)
     if privacy.mechanism == "none":
-        return {"mechanism": "none", **said} if side_channels or warnings or hides_models else {}
+        is_told = side_channels or warnings or hides_models or network or releases
+        return {"mechanism": "none", **said} if is_told else {}
     accountants = [NodeAccountant.restored(state) for _, state in sorted(states.items())]
     spent = [accountant.epsilon(privacy.delta, privacy.accountant) for accountant in accountants] or [0.0]
     most = guarantee(privacy, max(spent))
@@ -154,7 +164,7 @@ def statement(
         "sampling": privacy.sampling if privacy.mechanism == "record" else "all",
         "public": list(_PUBLIC[privacy.mechanism]),
         "noise": noise_of(config),
-        "insecure_noise": noise_of(config) == "seeded",
+        "insecure_noise": is_seeded,
         **said,
     }
 

@@ -7,6 +7,7 @@ import secrets
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,8 @@ from node.live.checkpoints import Checkpoints
 from node.live.pacing import Pace
 from node.live.transport import Transport
 from node.op import Value
-from node.record import Recorder, Row
+from node.record import Recorder
+from node.row import Row
 from node.world import cannot_go_on
 
 _TELL_EVERY_S = 0.25
@@ -44,7 +46,7 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
     Raises:
         ConfigError: the experiment's links cannot be paced.
     """
-    paced = paces(setup.config)
+    paced, device = paces(setup.config), setup.participants.device
     started_s = time.monotonic()
     result = Result(Recorder())
     network = f"{setup.config.name}-{secrets.token_hex(8)}"
@@ -52,8 +54,8 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
     try:
         _warm_up(setup)
         children = supervisor.fork_all(
-            setup.config.nodes,
-            lambda node, end: _child(setup, folder, network, node, end, None if paced is None else paced[node]),
+            setup.participants.total,
+            lambda node, end: _child(setup, folder, network, node, end, paced[device(node)] if paced else None),
             folder / "logs",
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -80,11 +82,15 @@ async def _supervise(
         for row in said.rows:
             recorder.append(Row(*row))
 
+    device = setup.participants.device
+
     def lost(node: int, how: str) -> None:
+        if node != device(node) and device(node) in result.lost:
+            return  # that has been said
         result.lost[node] = how
         note(f"node {node} {how}")
 
-    watch = supervisor.Supervisor(children, measured, lost)
+    watch = supervisor.Supervisor(children, measured, lost, device=device)
     main = asyncio.current_task()
     assert main is not None
     terminated = False
@@ -118,7 +124,9 @@ def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> N
     finished = [(child.node, child.finished) for child in children if child.finished is not None]
     spec = setup.workload.model_spec
     result.models = {
-        node: tensors.from_buffer(bytearray(said.model), spec) for node, said in finished if said.model is not None
+        node: tensors.from_buffer(bytearray(said.model), spec)
+        for node, said in finished
+        if said.model is not None and node < setup.config.nodes
     }
     reports = [said for _, said in finished]
     if reports and result.status == "finished":
@@ -131,10 +139,13 @@ def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> N
     result.forced_solves = sum(said.forced_solves for said in reports)
     result.messages = sum(said.messages for said in work)
     result.bytes_sent = sum(said.bytes_sent for said in work)
+    traffic = sum((Counter(said.traffic) for said in work), Counter[str]())
+    result.traffic = dict(sorted(traffic.items()))
     result.refused_messages = sum(said.refused_messages for said in work)
     if (ledger := setup.ledger()) is not None:  # a node that has not spent anything has not said anything of it
         said_spent = {child.node: child.spent for child in children if child.spent is not None}
-        result.spent = {**ledger.states(range(setup.config.nodes)), **said_spent}
+        states = {**ledger.states(range(setup.config.nodes)), **said_spent}
+        result.spent = {node: state for node, state in states.items() if node < setup.config.nodes}
     result.peak_rss_bytes = peak_rss_bytes() + sum(said.private_bytes for said in reports)
 
 
@@ -172,7 +183,7 @@ async def _take_part(setup: Setup, folder: Path, network: str, node: int, end: s
         rows = [(*row,) for row in recorder.rows(sent_rows, recorder.settled)]
         sent_rows = recorder.settled
         if rows:
-            work = Work(world.graph.recorded, world.messages, world.bytes_sent, world.refused_messages)
+            work = Work(world.graph.recorded, world.messages, world.bytes_sent, world.refused_messages, world.traffic)
             channel.say(Measured(rows, work))
 
     def spent(state: Mapping[str, Any]) -> None:
@@ -241,4 +252,5 @@ def _finished(result: Result, final: Value | None) -> Finished:
         bytes_sent=result.bytes_sent,
         private_bytes=psutil.Process().memory_full_info().uss,
         refused_messages=result.refused_messages,
+        traffic=dict(result.traffic),
     )

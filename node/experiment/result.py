@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import tomli_w
 
 from node.errors import StoreError
-from node.experiment import aggregation, unifying
-from node.experiment.attacking import is_of_one_message, measured, pictures
+from node.experiment import aggregation, exposure, identities, oneshot, unifying
+from node.experiment.attacking import measured, pictures
 from node.experiment.combinations import side_channels
 from node.experiment.fairness import fairness, over_nodes
-from node.experiment.folder import PICTURES, TIMELINE
+from node.experiment.folder import LINEAGE, PICTURES, TIMELINE
 from node.experiment.loading import digest
 from node.experiment.privacy import statement
 from node.experiment.setup import Setup
@@ -57,6 +57,8 @@ class Result:
     forced_solves: int = 0
     messages: int = 0
     bytes_sent: int = 0
+    traffic: Mapping[str, int] = field(default_factory=dict)
+    """The same by the wire name of messages."""
     refused_messages: int = 0
     """Messages that their receivers did not take in, because no model looks like what they carry."""
     peak_rss_bytes: int = 0
@@ -79,21 +81,16 @@ class Result:
         """Give back what the models are kept in."""
         self.on_close()
 
-    def summary(self, setup: Setup) -> dict[str, Any]:
-        """The contents of ``summary.json``."""
+    def summary(self, setup: Setup, network: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The contents of ``summary.json``; ``network``: what the run's log says of its privacy."""
         config = setup.config
         with np.errstate(invalid="ignore", over="ignore"):  # that a run diverged is a result like any other
-            spreads = self.recorder.summary()
-            if self.models:
+            spreads = identities.of_nodes(self.recorder, setup.participants)
+            if len({len(model) for model in self.models.values()}) == 1:
                 spreads["consensus"] = consensus(self.models)
-        metrics = {
-            name: {key: _finite(value) for key, value in spread.items()}
-            for name, spread in spreads.items()
-            if not is_of_one_message(name)
-        }
         accuracy, sent = Course(*self.recorder.samples("accuracy")), Course(*self.recorder.sent())
-        channels = side_channels(setup.protocol)
         parts = {
+            "identities": identities.statement(setup.participants),
             "usage": self.usage,
             "graph": self.graph,
             "fairness": fairness_of(self, setup),
@@ -101,7 +98,15 @@ class Result:
             "public": unifying.statement(setup.workload.unify.public),
             "refused_messages": self.refused_messages,
             "attacks": measured(setup.attacks, self.recorder, self.models),
-            "privacy": statement(config, self.spent, channels, setup.warnings, setup.protocol.hides_models),
+            "privacy": statement(
+                config,
+                self.spent,
+                side_channels(setup.protocol, setup.options),
+                setup.warnings,
+                setup.protocol.hides(setup.options),
+                network,
+                setup.protocol.releases(setup.options),
+            ),
         }
         return {
             "schema": SCHEMA,
@@ -127,10 +132,19 @@ class Result:
             "bytes_sent": self.bytes_sent,
             "peak_rss_bytes": self.peak_rss_bytes,
             "lost": {str(node): how for node, how in sorted(self.lost.items())},
-            "metrics": metrics,
+            "metrics": _listed(spreads),
             **summarised(accuracy, sent, config.record.targets),
+            **self._own(setup),
             **{name: part for name, part in parts.items() if part},
         }
+
+    def _own(self, setup: Setup) -> dict[str, Any]:
+        """What the protocol adds under its own name."""
+        said = {
+            **setup.protocol.summary(setup.options, self.recorder.rows(), self.traffic),
+            **oneshot.statement(setup.protocol, setup.options),
+        }
+        return {setup.config.protocol.use.rpartition(":")[2]: said} if said else {}
 
 
 def finals(refs: Mapping[int, Ref], solver: Solver) -> Mapping[int, Value]:
@@ -212,9 +226,10 @@ def write_run(
 
 def _write(folder: Path, setup: Setup, result: Result) -> dict[str, Any]:
     config = setup.config
-    summary = result.summary(setup)
+    network = exposure.stated(folder / LINEAGE, result.status, config, setup.protocol, setup.options)
+    summary = result.summary(setup, network)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    text = tomli_w.dumps(config.model_dump(exclude_none=True, mode="json"))
+    text = tomli_w.dumps(config.model_dump(exclude_none=True))
     (folder / "experiment.toml").write_text(f"# hash = {digest(config)}\n{text}", encoding="utf-8")
     result.recorder.write(folder / "metrics.parquet")
     if result.timeline is not None:
@@ -229,6 +244,15 @@ def _write(folder: Path, setup: Setup, result: Result) -> dict[str, Any]:
         with (folder / "events.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(event.json() + "\n" for event in sorted(events_of(result.tape), key=lambda e: e.time_s))
     return summary
+
+
+def _listed(spreads: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """All metrics but those of one attacked message, or for the protocol's own block."""
+    return {
+        name: {key: _finite(value) for key, value in spread.items()}
+        for name, spread in spreads.items()
+        if "/" not in name
+    }
 
 
 def _finite(value: float) -> float | None:

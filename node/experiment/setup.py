@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from node.attack.attacker import Attack
 from node.config import ExperimentConfig, ModSection, TopologySection
 from node.errors import ConfigError
-from node.experiment import aggregation, attacking, combinations, privacy, unifying
+from node.experiment import aggregation, attacking, combinations, exposure, identities, oneshot, privacy, unifying
 from node.experiment.loading import explain
 from node.experiment.plugins import by_path, find
 from node.identity import Identity, Roster
@@ -21,6 +21,7 @@ from node.learn.robust import configured
 from node.learn.workload import Workload, prepare_torch
 from node.mods import Mod, Observer, Wrapping
 from node.op import Op, Spec
+from node.participants import Participants
 from node.privacy.ledger import Keep, Ledger
 from node.privacy.mechanisms import NetworkMechanisms
 from node.protocol import Protocol
@@ -41,6 +42,8 @@ class Setup:
     model: models.Model
     workload: Workload
     mods: tuple[tuple[ModSection, type[Mod | Observer], Any], ...]
+    participants: Participants
+    """The nodes, and identities beyond them."""
     shapes: frozenset[Spec]
     """What a model, or a part of one, in a message may look like."""
     attacks: tuple[Attack, ...] = ()
@@ -51,12 +54,19 @@ class Setup:
     neighbourhoods: Mapping[int, int] = field(default_factory=dict)
     """How many nodes aggregate how many models in a full round, where a robust rule does it."""
 
+    @property
+    def is_logged(self) -> bool:
+        """Whether the run logs how every value came to be and who received it."""
+        return exposure.is_logged(self.config, self.protocol, self.options)
+
     def make_protocol(self) -> Protocol:
         """A protocol instance for one node."""
         return self.protocol(self.options)
 
     def wrapping(self, node: int) -> Wrapping | None:
-        """The mods and observers of one node, None where it has none."""
+        """The mods and observers of a participant, None where it has none: a virtual node is no place of its own."""
+        if self.participants.owner(node) is not None:
+            return None
         own: list[Mod | Observer] = [] if self.node_noise is None else [self.node_noise()]
         own += [make(options) for section, make, options in self.mods if section.nodes is None or node in section.nodes]
         own += [rider for attack in self.attacks for rider in attack.wrapping(node)]
@@ -91,33 +101,48 @@ def prepare(config: ExperimentConfig) -> Setup:
         ConfigError: something in it does not exist, or does not fit together.
     """
     protocol, options = find_protocol(config)
-    protocol.check(options, config.nodes)
+    peers = config.nodes + identities.sybils_of(config)
+    protocol.check(options, peers)
     _check_local_tests(protocol, options, config)
+    _check_optimizer(protocol, options, config)
     unifying.check(config, protocol, options)
-    roles = protocol.roles(config.nodes)
+    oneshot.check(config, protocol, options)
+    roles = protocol.roles(options, peers)
     for section in protocol.topologies(options):
-        build(section, config.nodes, config.seed)
-    section = config.topology if protocol.uses_topology else TopologySection(kind="star")
-    topology = build(section, config.nodes, config.seed)
+        _topology(section, config, peers)
+    topology = _topology(config.topology if protocol.uses_topology else TopologySection(kind="star"), config, peers)
     neighbourhoods = aggregation.neighbourhoods(config, protocol, options, topology)
     mods = tuple(_mod(section, i, config.nodes) for i, section in enumerate(config.mods))
     if ":" in config.model.name:
         by_path(config.model.name, "model.name")
     prepare_torch()
     plans = attacking.planned(config, roles)
-    federation = attacking.poisoned(plans, _federate(config, roles), config.seed)
+    sybils = [owner for plan in plans for owner in plan.owners]
+    participants = identities.participants_of(config, sybils, protocol, options)
+    held = identities.held_by_all(_federate(config, roles), participants)
+    federation = attacking.poisoned(plans, held, config.seed)
     model = models.build(config.model, tuple(federation.train.features.shape[1:]), federation.train.classes)
     executor = config.executor
     choice = (executor.kernel, executor.device) if executor.kind == "batched" else ("auto", "cpu")
     private = privacy.training_of(config, model)
     rule, student = configured(config.aggregation), unifying.student_of(config, federation)
     workload = Workload(federation, model, config.training, config.seed, *choice, private, rule, student)
-    attacks = attacking.built(plans, config, federation, model, topology, protocol, options)
+    attacks = attacking.built(plans, config, federation, model, topology, participants, protocol, options)
     facts = federation.shards.sizes.tolist(), tuple(neighbourhoods), federation.train.is_standardised
-    warnings = tuple(combinations.check(config, protocol, *facts))
+    warnings = tuple(combinations.check(config, protocol, *facts, peers))
     wrapped = attacks, privacy.node_noise_of(config), warnings, neighbourhoods
     may = shapes(workload, protocol.private_layers(options))
-    return Setup(config, protocol, options, roles, topology, model, workload, mods, may, *wrapped)
+    return Setup(config, protocol, options, roles, topology, model, workload, mods, participants, may, *wrapped)
+
+
+def _topology(section: TopologySection, config: ExperimentConfig, peers: int) -> Topology:
+    try:
+        return build(section, peers, config.seed)
+    except ConfigError as error:
+        if peers == config.nodes:
+            raise
+        more = peers - config.nodes
+        raise ConfigError(f"{error} (attackers.identities adds {more} peers to the {config.nodes} nodes)") from None
 
 
 def _check_local_tests(protocol: type[Protocol], options: Any, config: ExperimentConfig) -> None:
@@ -125,6 +150,16 @@ def _check_local_tests(protocol: type[Protocol], options: Any, config: Experimen
         raise ConfigError(
             f"data.local_test_fraction: protocol {config.protocol.use!r} with these options compares what nodes train "
             "on with what they hold out, which is nothing; write a share above 0"
+        )
+
+
+def _check_optimizer(protocol: type[Protocol], options: Any, config: ExperimentConfig) -> None:
+    training = config.training
+    is_plain = training.optimizer == "sgd" and not training.momentum and not training.weight_decay
+    if protocol.needs_plain_sgd(options) and not is_plain:
+        raise ConfigError(
+            f"training.optimizer: protocol {config.protocol.use!r} with these options counts steps as gradients; "
+            "allowed: 'sgd', with training.momentum = 0 and training.weight_decay = 0"
         )
 
 

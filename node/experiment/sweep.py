@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -187,8 +188,20 @@ def row(point: Point, summary: Mapping[str, Any]) -> dict[str, Any]:
             for name in ("time_to_accuracy_s", "bytes_to_accuracy")
             for target, value in summary.get(name, {}).items()
         },
+        **_epsilons(summary.get("privacy") or {}),
         **({"device_hours": usage["device_hours"]["total"]} if usage else {}),
         **({"utilisation": usage["utilisation"]["mean"]} if usage else {}),
+    }
+
+
+def _epsilons(privacy: Mapping[str, Any]) -> dict[str, float]:
+    """Over nodes, and over pairs of which one observes the other, where they are accounted for."""
+    told = {"epsilon": privacy.get("epsilon"), "epsilon_pair": (privacy.get("network") or {}).get("epsilon")}
+    return {
+        f"{name}_{over}": math.inf if epsilon[over] is None else epsilon[over]
+        for name, epsilon in told.items()
+        if epsilon
+        for over in ("mean", "max")
     }
 
 

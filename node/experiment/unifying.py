@@ -12,13 +12,18 @@ from node.learn import models
 from node.learn.data import Federation
 from node.learn.public import PublicData
 from node.protocol import Protocol
-from node.unifiers import Given, refusal
+from node.unifiers import AUTO, Given, advised, refusal
 
 
 def check(config: ExperimentConfig, protocol: type[Protocol], options: Any) -> None:
     """Raise ConfigError where a protocol's unifier lacks what the experiment would have to say."""
-    if reason := refusal(protocol.unifier(options), Given(bool(config.public.name), other_student=_is_other(config))):
-        raise ConfigError(f"protocol.unify: {reason}")
+    private = config.privacy.mechanism != "none"
+    given = Given(bool(config.public.name), other_student=_is_other(config), private=private)
+    name = protocol.unifier(options)
+    named = [("unify", advised(given.public) if name == AUTO else name)]
+    for key, each in [*named, *(("compare", other) for other in protocol.compared(options))]:
+        if reason := refusal(each, given):
+            raise ConfigError(f"protocol.{key}: {reason}")
 
 
 def student_of(config: ExperimentConfig, federation: Federation) -> models.Model | None:

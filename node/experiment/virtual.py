@@ -74,7 +74,8 @@ def run_virtual(
     for world in made:
         _take_stock(result, world, solver, usage)
     result.recorder.drop_pending()
-    result.spent = {} if ledger is None else ledger.states(range(setup.config.nodes))
+    states = {} if ledger is None else ledger.states(range(setup.config.nodes))
+    result.spent = {node: state for node, state in states.items() if node < setup.config.nodes}
     result.event_hash, result.events = tape.digest(), tape.events
     result.tape = b"".join(blocks)
     if result.status == "finished":
@@ -114,6 +115,7 @@ async def _simulate(
         built.surroundings,
         usage=usage,
         roles=setup.roles,
+        participants=setup.participants,
         window_tasks=config.executor.window_tasks or max(256, 8 * config.nodes),
         on_window=tell,
         stopwatch=time.perf_counter,
@@ -122,7 +124,7 @@ async def _simulate(
     world.mechanisms = setup.mechanisms()
     made(world)
     await world.run(setup.make_protocol, setup.wrapping)
-    result.models = finals(world.finals, solver)
+    result.models = finals({node: ref for node, ref in world.finals.items() if node < config.nodes}, solver)
     tell()
 
 
@@ -133,8 +135,9 @@ def _take_stock(result: Result, world: SimWorld, solver: Solver, usage: Usage) -
     usage.close(result.time_s)
     result.usage, result.timeline = usage.summary(), usage.picture()
     result.messages, result.bytes_sent = world.mail.messages, world.mail.bytes_sent
+    result.traffic = dict(sorted(world.mail.traffic.items()))
     result.refused_messages = world.mail.refusals.refused
-    result.lost = world.lost
+    result.lost = {node: how for node, how in world.lost.items() if node < world.participants.nodes}
     result.tasks, result.forced_solves = world.graph.recorded, world.forcing.solves
     result.batched_calls = solver.batches
     result.graph = {

@@ -45,7 +45,9 @@ class Basis:
         self._model = _digest(self._code, *_definition(model))
         self._training = _digest(self._model, training.model_dump_json(exclude=_NOT_IN_TRAINING).encode(), private)
         self._test = _digest(self._model, *map(_bytes, (federation.test.features, federation.test.labels)))
-        common = () if federation.public is None else (_bytes(federation.public.features),)
+        public = federation.public
+        told = () if public is None else (public.features, public.labels)
+        common = (_bytes(tensor) for tensor in told if tensor is not None)
         checked = 0 if federation.public is None else federation.public.check_samples
         self._unified = _digest(self._test, *_definition(student or model), str(checked).encode(), *common)
         self._shards: dict[int, bytes] = {}

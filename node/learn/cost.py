@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ def inference_flops(model: Model, shape: tuple[int, ...]) -> float:
     with torch.no_grad(), _Counter() as counter:
         model.logits(model.initial(0), torch.zeros(_SAMPLES, *shape))
     return counter.flops / _SAMPLES or 2.0 * model.dimension
+
+
+def flops_of(call: Callable[[], object]) -> float:
+    """FLOPs of the products in a call, counted as in training; 0 where it has none."""
+    with torch.no_grad(), _Counter() as counter:
+        call()
+    return float(counter.flops)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -60,7 +60,7 @@ class Federation:
     local_tests: Shards
     """Into ``train``: what each node holds out for itself; a node of one sample holds out none."""
     public: PublicData | None = None
-    """What everybody has besides, without labels."""
+    """What everybody has besides."""
 
     @property
     def groups(self) -> int:
@@ -137,14 +137,16 @@ def _set_aside(
     """Public samples, and what is left to train on."""
     if public.name == HELD_OUT:
         rows = chosen(public, len(train.labels), seed)
-        held = PublicData(public.name, train.features[rows], checked(public, len(rows)), 0)
+        labels = train.labels[rows] if public.labelled else None
+        held = PublicData(public.name, train.features[rows], checked(public, len(rows)), 0, labels)
         return held, train.rows(np.setdiff1d(np.arange(len(train.labels)), rows))
     other = source_of(public, section, samples, seed)
     rows = chosen(public, len(other.labels), seed)
     known = np.isin(other.labels[rows], samples.labels)
     foreign = int((~known).sum()) if public.label else None
     features = _scaled(samples, other)[1][rows]
-    return PublicData(other.source, features, checked(public, len(rows)), foreign), train
+    labels = _encoded(other.rows(rows), np.unique(samples.labels)) if public.labelled else None
+    return PublicData(other.source, features, checked(public, len(rows)), foreign, labels), train
 
 
 def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:

@@ -19,10 +19,11 @@ from node.op import Spec, Task
 
 METRICS = Spec((2,), "float64", ("accuracy", "loss"))
 RISK = Spec((1,), "float64", ("risk",))
+UTILITY = Spec((1,), "float64", ("utility",))
 
 
 class Evaluation:
-    """What the ops ``evaluate``, ``confusion`` and ``risk`` compute.
+    """What the ops ``evaluate``, ``confusion``, ``risk`` and ``utility`` compute.
 
     Args:
         train_set: features and labels of the federation's training set, on the device.
@@ -92,11 +93,17 @@ class Evaluation:
         above = len(outside) - (below + upto).double() / 2  # samples held out with a higher loss; equal ones count half
         return {"risk": float(above.mean()) / len(outside) - 0.5}
 
-    @torch.no_grad()
+    def utility(self, task: Task, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """The root mean square of the losses on a batch, features [b, *shape] and labels [b]."""
+        return {"utility": float(self._losses_on(task, *batch).double().square().mean().sqrt())}
+
     def _losses(self, task: Task, on: str) -> Tensor:
         """The loss of a task's model on each sample of one of its node's sets, [samples]."""
+        return self._losses_on(task, *self._held(on, task.key.node))
+
+    @torch.no_grad()
+    def _losses_on(self, task: Task, features: Tensor, labels: Tensor) -> Tensor:
         parameters = list(self._model.named(self._model_of(task)).values())
-        features, labels = self._held(on, task.key.node)
         parts = zip(*(torch.split(part, EVALUATION_SAMPLES) for part in (features, labels)), strict=True)
         logits = [(self._network.logits(parameters, some), chosen) for some, chosen in parts]
         return torch.cat([cross_entropy(*part, reduction="none") for part in logits])

@@ -20,7 +20,7 @@ def fetch(name: str) -> tuple[pa.Table, pa.Table | None]:
         from datasets import load_dataset, load_from_disk
     except ImportError:
         raise ConfigError(
-            f"data.name: {name!r} is not digits, breast_cancer, synthetic or a .npz, .csv or .parquet file; "
+            f"data.name: {name!r} is no bundled name (starling list datasets) and no .npz, .csv or .parquet file; "
             'to read it from Hugging Face: pip install "starling-node[data]"'
         ) from None
     saved = any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))

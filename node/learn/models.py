@@ -142,6 +142,14 @@ def build(section: ModelSection, shape: tuple[int, ...], classes: int) -> Model:
     return model
 
 
+def with_classes(model: Model, shape: tuple[int, ...], classes: int) -> Model:
+    """A model's architecture for another number of classes, with a module of its own."""
+    if isinstance(model, Dense):
+        return Dense(model.name, (*model.widths[:-1], classes))
+    factory = model.factory
+    return Model(model.name, lambda: factory(shape, classes))
+
+
 def _find(name: str) -> Factory:
     """The factory that a name means: bundled, an entry point, or ``module:callable``."""
     if name in _MODULES:

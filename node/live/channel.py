@@ -24,6 +24,8 @@ class Work(msgspec.Struct):
     messages: int = 0
     bytes_sent: int = 0
     refused_messages: int = 0
+    traffic: dict[str, int] = {}
+    """Bytes sent, by the wire name of messages."""
 
 
 class Measured(msgspec.Struct, tag="measured"):
@@ -57,6 +59,7 @@ class Finished(msgspec.Struct, tag="finished"):
     bytes_sent: int
     private_bytes: int
     refused_messages: int = 0
+    traffic: dict[str, int] = {}
 
 
 class Failed(msgspec.Struct, tag="failed"):

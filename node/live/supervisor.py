@@ -185,6 +185,7 @@ class Supervisor:
         on_measured: takes the rows of a node's metrics.
         on_lost: told of a node that died, and how; the others go on where their protocol can.
         silence_s: how long a node may say nothing, not even that it is alive, before it is killed.
+        device: the node that a participant is on: with it, all the others there are gone.
     """
 
     def __init__(
@@ -193,11 +194,13 @@ class Supervisor:
         on_measured: Callable[[Measured], None],
         on_lost: Callable[[int, str], None],
         silence_s: float = 30.0,
+        device: Callable[[int], int] = lambda number: number,
     ) -> None:
         self._children = children
         self._on_measured = on_measured
         self._on_lost = on_lost
         self._silence_s = silence_s
+        self._device = device
         self._shown = asyncio.Event()
         self._over = asyncio.Event()
         self._stopping = False
@@ -279,11 +282,19 @@ class Supervisor:
             os.kill(child.pid, signal.SIGKILL)
             _reap(child, wait=True)
         if not self._stopping:
+            self._switch_off(child.node)
             self._on_lost(child.node, child.how())
             if child.card is None:
                 self.failure = self.failure or f"node {child.node} {child.how()} before it was ready"
                 self._over.set()
         self._look()
+
+    def _switch_off(self, node: int) -> None:
+        """A node's device is gone: with it, every other participant there."""
+        for child in self._children:
+            if child.node != node and self._device(child.node) == node and child.status is None:
+                child.verdict = f"was on the device of node {node}, which is gone"
+                os.kill(child.pid, signal.SIGKILL)
 
     def _look(self) -> None:
         if all(child.finished is not None or child.status is not None for child in self._children):

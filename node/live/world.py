@@ -20,6 +20,7 @@ from node.live.transport import Transport
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref, Spec, Task, Value
+from node.participants import Participants
 from node.private import Mechanisms
 from node.protocol import Protocol
 from node.record import Recorder
@@ -63,6 +64,7 @@ class LiveWorld:
         *,
         tensors: Tensors,
         roles: Mapping[int, str],
+        participants: Participants | None = None,
         checkpoints: Checkpoints,
         on_settled: Callable[[], None] = lambda: None,
     ) -> None:
@@ -85,10 +87,12 @@ class LiveWorld:
         self.forced_solves = 0
         self.messages = 0
         self.bytes_sent = 0
+        self.traffic: Counter[str] = Counter()
+        """Bytes sent, by the wire name of messages."""
         self.refused_messages = 0
         self.transport: Transport | None = None
-        self._nodes = nodes
-        self._roles = roles
+        self.participants = participants or Participants(nodes)
+        self._by_role = self.participants.by_role(roles)
         self._executor = executor
         self._tensors = tensors
         self._checkpoints = checkpoints
@@ -230,13 +234,13 @@ class LiveWorld:
     # What a context sees
 
     def peers(self, role: str | None) -> tuple[int, ...]:
-        """All nodes of a role, sorted."""
-        return tuple(node for node in range(self._nodes) if role is None or self._roles.get(node, "learner") == role)
+        """All peers of a role, or all virtual nodes, sorted."""
+        return self._by_role.get(role, ())
 
     def topology_of(self, section: TopologySection) -> Topology:
         """Another topology over the same nodes; built once."""
         if section not in self._topologies:
-            self._topologies[section] = build(section, self._nodes, self.seed)
+            self._topologies[section] = build(section, self.participants.peers, self.seed)
         return self._topologies[section]
 
     async def train(self, ctx: Context, task: Ref, model: Ref, steps: int, samples: float | None = None) -> Ref:
@@ -273,9 +277,11 @@ class LiveWorld:
     async def _send_to(
         self, ctx: Context, peer: int, message: Message, encoded: Encoded, request: int, reply: int
     ) -> None:
-        self.messages += 1
-        ctx.bytes_sent += encoded.size_bytes
-        self.bytes_sent += encoded.size_bytes
+        if not self.participants.is_own(self.me, peer):
+            self.messages += 1
+            ctx.bytes_sent += encoded.size_bytes
+            self.bytes_sent += encoded.size_bytes
+            self.traffic[message.wire_name] += encoded.size_bytes
         if peer == self.me:
             asyncio.get_running_loop().call_soon(self._deliver, ctx, self.me, message, request, reply)
             return

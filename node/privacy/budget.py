@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from node.config.privacy import LEAST_SIGMA, MOST_SIGMA
 from node.errors import BudgetSpent, ConfigError
 from node.privacy import gaussian, pld, rdp
 from node.privacy.pld import Adjacency, Steps
@@ -197,8 +198,10 @@ class NodeAccountant:
         return accountant
 
     def _with(self, sigma: float, q: float, n: int) -> dict[tuple[float, float], int]:
-        if not sigma >= 0:
-            raise ConfigError(f"sigma: {sigma}; allowed: a noise multiplier from 0")
+        if not (LEAST_SIGMA <= sigma <= MOST_SIGMA or sigma in (0, math.inf)):
+            raise ConfigError(
+                f"sigma: {sigma}; allowed: a noise multiplier from {LEAST_SIGMA:g} to {MOST_SIGMA:g}, 0, or infinity"
+            )
         if not 0 <= q <= 1:
             raise ConfigError(f"q: {q}; allowed: a sampling rate from 0 to 1")
         if n < 0:

@@ -27,8 +27,13 @@ def check_clipping(clip: float, noise_multiplier: float) -> None:
 
 
 def clipped(update: Tensor, clip: float) -> Tensor:
-    """An update [dimension], shortened to the norm ``clip`` where it is longer."""
+    """An update [dimension], shortened to the norm ``clip`` where it is longer; zeros where it is not finite.
+
+    No factor bounds what is not finite, and noise would not hide that it is not.
+    """
     norm = float(torch.linalg.vector_norm(update, dtype=torch.float64))
+    if not math.isfinite(norm):
+        return torch.zeros_like(update)
     return update.clone() if norm <= clip else update * (clip / norm)
 
 

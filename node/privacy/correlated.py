@@ -38,16 +38,6 @@ def pairwise_noise(
     return noise
 
 
-def pairwise_covariance(laplacian: Vector, local: float, pairwise: float) -> Vector:
-    """Covariance of DECOR's noise between nodes, for every coordinate: ``local**2 I + pairwise**2 L``, [nodes, nodes].
-
-    ``laplacian``: of the graph whose edges' secrets are safe. ``local`` and ``pairwise``: standard deviations of a
-    node's own noise and of an edge's.
-    """
-    covariance: Vector = local**2 * np.eye(len(laplacian)) + pairwise**2 * np.asarray(laplacian, np.float64)
-    return covariance
-
-
 def pairwise_residual(laplacian: Vector, absent: Collection[int], pairwise: float) -> float:
     """Variance of the sum of the present nodes' correlated noise, where some dropped out after it was added.
 

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from node.errors import ConfigError
 from node.privacy import gaussian
 from node.privacy.budget import View
+from node.privacy.eavesdropper import eavesdropped_mus
 from node.privacy.from_run import Told
 from node.privacy.network import NetworkAccountant, mu_matrix
 from node.privacy.pld import Adjacency
@@ -27,12 +28,14 @@ class Pair(NamedTuple):
 
     victim: int
     distance: float
-    """Hops from the victim to the nearest attacker; infinite where nothing leads there."""
+    """Hops from the victim to the nearest attacker; infinite where nothing leads there, 0 for an eavesdropper."""
     mu: float
     epsilon: float
     published_mu: float | None
-    """Sum over messages of what each gives away by itself; None where nodes contribute more than once."""
+    """Sum over messages of what each gives away by itself; None where nodes contribute more than once, or all messages
+    are overheard."""
     attackers: tuple[int, ...]
+    """None of the nodes, where it is an eavesdropper."""
 
 
 class Ring(NamedTuple):
@@ -57,11 +60,8 @@ class Exposure:
     view: View
     is_clipped: bool
     """Whether every contribution was clipped; if not, figures are for updates 1 apart, or 2, and guarantee nothing."""
-
-    @property
-    def is_averaging(self) -> bool:
-        """Whether every node contributed once. If not, mu is an upper bound on what all its contributions cost."""
-        return all(pair.published_mu is not None for pair in self.pairs)
+    is_averaging: bool
+    """Whether every node contributed once. If not, mu is an upper bound on what all its contributions cost."""
 
     @property
     def worst(self) -> Pair:
@@ -99,7 +99,7 @@ def of_each(told: Told, delta: float, adjacency: Adjacency, victim: int | None =
         for v in range(len(nodes))
         if u != v and nodes[u] in victims
     ]
-    return Exposure(tuple(pairs), delta, adjacency, "T1", told.is_clipped)
+    return Exposure(tuple(pairs), delta, adjacency, "T1", told.is_clipped, _is_averaging(told))
 
 
 def of_set(
@@ -124,7 +124,22 @@ def of_set(
     ]
     if not pairs:
         raise ConfigError("--collude: nobody is left whom these nodes could learn of; name fewer of them")
-    return Exposure(tuple(pairs), delta, adjacency, "T2" if len(attackers) > 1 else "T1", told.is_clipped)
+    view: View = "T2" if len(attackers) > 1 else "T1"
+    return Exposure(tuple(pairs), delta, adjacency, view, told.is_clipped, is_averaging)
+
+
+def of_eavesdropper(told: Told, delta: float, adjacency: Adjacency, victim: int | None = None) -> Exposure:
+    """What somebody learns of each node, or of one victim alone, who reads all messages and takes part in nothing.
+
+    Raises:
+        ConfigError: as :func:`of_each`.
+    """
+    victims = _victims(told, victim)
+    with threadpool_limits(1, user_api="blas"):
+        found = eavesdropped_mus(told.lineage, SENSITIVITY[adjacency]).tolist()
+    mus = dict(zip(told.lineage.nodes, found, strict=True))
+    pairs = [Pair(node, 0.0, mus[node], gaussian.epsilon_of(mus[node], delta), None, ()) for node in victims]
+    return Exposure(tuple(pairs), delta, adjacency, "T3", told.is_clipped, _is_averaging(told))
 
 
 def _ring(distance: float, pairs: Sequence[Pair]) -> Ring:

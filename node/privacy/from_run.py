@@ -2,8 +2,9 @@
 
 :data:`RULES` says for each op what it makes of its inputs. A contribution is counted in units of the norm that it was
 clipped to; training that nobody has clipped counts in its own, and bounds nothing. A core counts as the model, whose
-noise it has its part of. A masked value says nothing to its receiver before all of the sum have come; that its other
-senders could unmask one together is left out.
+noise it has its part of; a model that a head was joined to may be trained and split, but nobody may receive it. A
+masked value says nothing to its receiver before all of the sum have come, or, where the sum can be recovered, before it
+was opened; that its other senders could unmask one together is left out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ class Sum(NamedTuple):
     gradient: float = 0.0
     noise: tuple[Noise, ...] = ()
     is_clipped: bool = True
+    size: int | None = None
+    """Its elements, where it is a part of a model."""
+
+
+class Joined(NamedTuple):
+    """A model whose first elements alone are a known sum: what comes after them is the head of a node."""
+
+    core: Sum
+    size: int
+    """Elements of the core; 0: nobody knows, and no part of it can be told."""
 
 
 class Shares(NamedTuple):
@@ -46,6 +57,8 @@ class Masked(NamedTuple):
     weight: float
     total: tuple[int, int, tuple[int, ...]]
     """Round, receiver and senders of the sum."""
+    is_recoverable: bool
+    """Whether its sender's own mask hides it until the receiver has had it opened."""
 
 
 class Unknown(NamedTuple):
@@ -54,9 +67,18 @@ class Unknown(NamedTuple):
     why: str
 
 
-Meaning: TypeAlias = Sum | Shares | Masked | Unknown
+class Parts(NamedTuple):
+    """Masked values added up, as masked as they are."""
+
+    masked: tuple[Masked, ...]
+
+
+Meaning: TypeAlias = Sum | Joined | Shares | Masked | Parts | Unknown
 Rule: TypeAlias = Callable[[provenance.Made, Mapping[int, Meaning]], Meaning]
 """From an op, and what its inputs mean, to what it makes."""
+
+
+_HEAD = "shares the head of a model, and only cores are accounted for"
 
 
 def _public(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
@@ -83,14 +105,27 @@ def _shifted(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
 
 
 def _part(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
-    if made.static["start"]:
-        return Unknown("shares the head of a model, and only cores are accounted for")
-    return Sum(((made.inputs[0], 1.0),))
+    start, stop, model = made.static["start"], made.static["stop"], known.get(made.inputs[0])
+    if start or (isinstance(model, Joined) and stop > model.size):
+        return Unknown(_HEAD)
+    return Sum(((made.inputs[0], 1.0),), size=stop)
 
 
 def _joined(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
-    """The model of a core: what becomes of the head is the node's own affair."""
-    return Sum(((made.inputs[0], 1.0),))
+    """The model of a core: what becomes of the head is the node's own affair, as long as it stays there."""
+    return Joined(Sum(((made.inputs[0], 1.0),)), _size(made.inputs[0], known))
+
+
+def _size(value: int, known: Mapping[int, Meaning]) -> int:
+    """Elements of a core, which every op but a cut leaves as they are; 0: no cut has told."""
+    while True:
+        match known.get(value):
+            case Sum(size=int(size)) | Joined(size=size):
+                return size
+            case Sum(terms=((value, _), *_)) | Shares(model=value) | Masked(model=value):
+                pass
+            case _:
+                return 0
 
 
 def _noised_update(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
@@ -130,14 +165,26 @@ def _share(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
 
 def _masked(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
     static = made.static
-    return Masked(made.inputs[0], static["weight"], (static["round"], static["receiver"], tuple(static["senders"])))
+    total = static["round"], static["receiver"], tuple(static["senders"])
+    return Masked(made.inputs[0], static["weight"], total, static.get("recoverable", False))
 
 
 def _unmasked(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
-    parts = [known.get(value) for value in made.inputs]
-    if not all(isinstance(part, Masked) for part in parts):
-        return Unknown("adds up what is not masked")
-    return Sum(tuple((part.model, part.weight) for part in parts if isinstance(part, Masked)))
+    parts = _summed(made, known)
+    return Sum(tuple((part.model, part.weight) for part in parts.masked)) if isinstance(parts, Parts) else parts
+
+
+def _summed(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
+    masked: list[Masked] = []
+    for value in made.inputs:
+        match known.get(value):
+            case Masked() as part:
+                masked.append(part)
+            case Parts(masked=parts):
+                masked.extend(parts)
+            case _:
+                return Unknown("adds up what is not masked")
+    return Parts(tuple(masked))
 
 
 def _chunked(made: provenance.Made, known: Mapping[int, Meaning]) -> Meaning:
@@ -166,6 +213,7 @@ RULES: dict[str, Rule] = {
     "node.privacy.correlated:zip_shares": _shares,
     "node.privacy.correlated:share": _share,
     "node.privacy.masking:masked": _masked,
+    "node.privacy.masking:summed": _summed,
     "node.privacy.masking:unmasked": _unmasked,
     "node.privacy.chunks:cut": _chunked,
     "node.privacy.chunks:merged": _chunked,
@@ -201,6 +249,12 @@ def told(steps: Iterable[Step], rules: Mapping[str, Rule] = RULES) -> Told:
     return Told(Lineage(records), frozenset(translation.links), clipped)
 
 
+def _is_recoverable(meaning: Meaning | None) -> bool:
+    """Whether only the receiver's having it opened tells it anything."""
+    masked = meaning.masked if isinstance(meaning, Parts) else (meaning,)
+    return any(isinstance(part, Masked) and part.is_recoverable for part in masked)
+
+
 class _Translation:
     """The run so far: what each value means, and the records, in their order."""
 
@@ -217,17 +271,31 @@ class _Translation:
         self._contributions: Counter[int] = Counter()
 
     def make(self, made: provenance.Made) -> None:
-        rule = self._rules.get(made.op)
         self._makers[made.value] = made
-        self._meanings[made.value] = (
-            Unknown("is not known to the network accountant") if rule is None else rule(made, self._meanings)
-        )
+        self._meanings[made.value] = self._meaning(made)
         self._events.append((made.value, None))
+        is_opened = not isinstance(self._meanings[made.value], Parts)
+        if is_opened and any(_is_recoverable(self._meanings.get(value)) for value in made.inputs):
+            self._events.append((made.value, made.node))
+
+    def _meaning(self, made: provenance.Made) -> Meaning:
+        """What an op makes; of models with heads, something of which the cores alone are known."""
+        if (rule := self._rules.get(made.op)) is None:
+            return Unknown("is not known to the network accountant")
+        meaning, inputs = rule(made, self._meanings), [self._meanings.get(value) for value in made.inputs]
+        sizes = [model.size for model in inputs if isinstance(model, Joined)]
+        if not sizes or rule is _part or isinstance(meaning, Joined):
+            return meaning
+        return Joined(meaning, min(sizes)) if isinstance(meaning, Sum) else Unknown(_HEAD)
 
     def receive(self, received: provenance.Received) -> None:
         self.links[received.sender, received.node] = None
         for value in received.values:
             meaning = self._meanings[value]
+            if isinstance(meaning, Joined):
+                raise self._refused(value, _HEAD)
+            if isinstance(meaning, Masked) and meaning.is_recoverable:
+                continue
             if isinstance(meaning, Masked):
                 self._gather(received.node, value, meaning)
             elif value != PUBLIC:
@@ -283,6 +351,12 @@ class _Translation:
         meaning = self._meanings[value]
         if isinstance(meaning, Sum):
             return meaning
-        why = meaning.why if isinstance(meaning, Unknown) else "makes what is no model, and is used as one"
+        if isinstance(meaning, Joined):
+            return meaning.core
+        raise self._refused(
+            value, meaning.why if isinstance(meaning, Unknown) else "makes what is no model, and is used as one"
+        )
+
+    def _refused(self, value: int, why: str) -> ConfigError:
         maker = self._makers[value]
-        raise ConfigError(f"op {maker.op} of node {maker.node} {why}; node.privacy.from_run.RULES has what is known")
+        return ConfigError(f"op {maker.op} of node {maker.node} {why}; node.privacy.from_run.RULES has what is known")

@@ -32,7 +32,10 @@ class SampleGradients:
     squares: Tensor
     """Squared norm of each sample's gradient, over all these parameters; [samples]."""
     weighted: Callable[[Tensor], list[Tensor]]
-    """From a factor for each sample, [samples], to the weighted sum of the gradients, one tensor for each parameter."""
+    """From a factor for each sample, [samples], to the weighted sum of the gradients, one tensor for each parameter.
+
+    A sample whose factor is 0 adds nothing, even where its gradient is not finite.
+    """
 
 
 EVERY = slice(None)
@@ -135,15 +138,36 @@ def _has_ghost(positions: int, inputs: int, outputs: int) -> bool:
 def _ghost_squares(inputs: Tensor, errors: Tensor) -> Tensor:
     """Squared norms of the samples' weight gradients, from all pairs of positions, each group by itself.
 
-    ``inputs`` [samples, groups, inputs, positions], ``errors`` [samples, groups, outputs, positions].
+    ``inputs`` [samples, groups, inputs, positions], ``errors`` [samples, groups, outputs, positions]. Positions may
+    cancel, here and in the gradient: what rounding may then have left of either counts in the norm.
     """
-    return torch.matmul(inputs.mT, inputs).mul_(torch.matmul(errors.mT, errors)).flatten(1).sum(1)
+    squares = torch.matmul(inputs.mT, inputs).mul_(torch.matmul(errors.mT, errors)).flatten(1).sum(1)
+    if (positions := inputs.shape[-1]) == 1:
+        return squares
+    largest = inputs.square().sum((2, 3)) * errors.square().sum((2, 3))
+    return squares + torch.finfo(squares.dtype).eps * positions * largest.sum(1)
+
+
+def without(factors: Tensor, each: Tensor) -> Tensor:
+    """What there is of each sample, [samples, ...], with 0 in place of all of those whose factor is 0.
+
+    A product would do for finite numbers alone: 0 times infinity is not 0.
+    """
+    if factors.all():
+        return each
+    return torch.where(factors.view(-1, *[1] * (each.ndim - 1)) != 0, each, 0.0)
+
+
+def weighted_sum(factors: Tensor, gradients: Tensor) -> Tensor:
+    """The sum over samples of a factor [samples] times a gradient [samples, *shape]."""
+    total: Tensor = torch.tensordot(factors, without(factors, gradients), 1)
+    return total
 
 
 def _written_out(gradients: Tensor) -> SampleGradients:
     """The gradients by one parameter, given every one of them, [samples, *shape]."""
     squares = gradients.flatten(1).square().sum(1)
-    return SampleGradients(squares, lambda factors: [torch.tensordot(factors, gradients, 1)])
+    return SampleGradients(squares, lambda factors: [weighted_sum(factors, gradients)])
 
 
 def _and(weight: SampleGradients, bias: Tensor | None) -> SampleGradients:
@@ -161,7 +185,8 @@ def _linear(layer: nn.Linear, inputs: Tensor, errors: Tensor) -> SampleGradients
     errors = errors.reshape(len(errors), -1, layer.out_features)
 
     def weighted(factors: Tensor) -> list[Tensor]:
-        return [(errors * factors[:, None, None]).flatten(0, 1).mT @ inputs.flatten(0, 1)]
+        shortened = without(factors, errors) * factors[:, None, None]
+        return [shortened.flatten(0, 1).mT @ without(factors, inputs).flatten(0, 1)]
 
     if _has_ghost(inputs.shape[1], layer.in_features, layer.out_features):
         weight = SampleGradients(_ghost_squares(inputs.mT[:, None], errors.mT[:, None]), weighted)
@@ -183,7 +208,12 @@ def _convolution(layer: nn.Conv2d, inputs: Tensor, errors: Tensor) -> SampleGrad
         patches = unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
         by_group = (len(inputs), layer.groups, -1, positions)
         squares = _ghost_squares(patches.reshape(by_group), errors.reshape(by_group))
-        weight = SampleGradients(squares, lambda factors: [gradient(inputs, errors * factors[:, None, None, None])])
+
+        def weighted(factors: Tensor) -> list[Tensor]:
+            shortened = without(factors, errors) * factors[:, None, None, None]
+            return [gradient(without(factors, inputs), shortened)]
+
+        weight = SampleGradients(squares, weighted)
     else:
         weight = _written_out(vmap(gradient)(inputs[:, None], errors[:, None]))
     return _and(weight, None if layer.bias is None else errors.sum((2, 3)))

@@ -22,12 +22,11 @@ from node.errors import BadSignature, ConfigError, NotAMember, ProtocolError
 from node.op import Key
 from node.privacy.noise import KEY_BYTES, Keystream
 
-Purpose = Literal["decor", "secagg"]
-"""What a stream is for: correlated noise, or masks of secure aggregation."""
+Purpose = Literal["decor", "secagg", "share", "self"]
+"""What a stream is for: correlated noise, masks of secure aggregation, sealed shares of these, or a node's own ones."""
 
 _PAIR = b"starling/pair/1\0"
 _SEED = b"starling/insecure/1\0"
-_MOST_ROUNDS = 2**32
 
 
 class PairSecrets:
@@ -58,6 +57,8 @@ class PairSecrets:
         own = X25519PrivateKey.from_private_bytes(secret_key)
 
         def agree(peer: int) -> bytes:
+            if peer == me:
+                return own.exchange(own.public_key())
             if peer not in public_keys:
                 raise NotAMember(f"node {peer} has shown no key to share a secret with; wait for its card")
             try:
@@ -84,11 +85,16 @@ class PairSecrets:
         """The stream that this node shares with a peer in a round, for values that one receiver sums up, if any.
 
         The same at both ends. What it hides is hidden once: a sender takes each pair of round and receiver only once
-        (:class:`Rounds`). Raises NotAMember and BadSignature where there is no key of the peer, or none that works.
+        (:class:`Rounds`). With the purpose "self", and no other, the peer is the node itself. Raises NotAMember and
+        BadSignature where there is no key of the peer, or none that works.
         """
-        if not 0 <= round < _MOST_ROUNDS:
-            raise ProtocolError(f"round {round} has no keystream: rounds are counted from 0, below 2**32")
-        return Keystream(self._key(purpose, peer), struct.pack("<IQ", round, receiver))
+        if not 0 <= round < 2**64 or not 0 <= receiver < 2**32:
+            raise ProtocolError(
+                f"round {round} has no keystream for node {receiver}: rounds are counted from 0, below 2**64, and nodes"
+                " below 2**32"
+            )
+        nonce = struct.pack("<III", round % 2**32, receiver, round // 2**32)
+        return Keystream(self._key(purpose, peer), nonce)
 
     def basis(self, key: Key) -> bytes:
         """What the value of an op that reads these secrets follows from, besides its task: for ``Op.basis``."""
@@ -96,8 +102,10 @@ class PairSecrets:
         return b"".join(blake2b(part, digest_size=16).digest() for part in parts)
 
     def _key(self, purpose: Purpose, peer: int) -> bytes:
-        if peer == self.me:
-            raise ProtocolError(f"node {peer} shares no secret with itself")
+        if (peer == self.me) != (purpose == "self"):
+            raise ProtocolError(
+                f"node {self.me} shares no secret with node {peer} for {purpose!r}: it is its own, or none"
+            )
         if (purpose, peer) not in self._keys:
             label = _PAIR + purpose.encode() + b"\0" + _pair(self.me, peer) + self.run
             self._keys[purpose, peer] = _derive(self._agree(peer), label)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import os
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hashlib import blake2b
 from typing import Protocol as Interface
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from torch import Tensor
@@ -20,12 +21,14 @@ from torch import Tensor
 from node.errors import BadSignature
 from node.identity import Identity, Roster
 from node.op import Op, Task
-from node.privacy import chunks, correlated, gossip, masking
+from node.privacy import chunks, correlated, gossip, masking, recovery
+from node.privacy.chunks import chunk_size
 from node.privacy.clipping import noised_update
 from node.privacy.keys import PairSecrets, Rounds
-from node.privacy.noise import KEY_BYTES, NoiseSource, secret, seeded
-from node.privacy.virtual import DrawnNodes
-from node.private import Keys, ShownKey, VirtualNodes
+from node.privacy.noise import KEY_BYTES, NoiseSource, secret, secret_coins, seeded
+from node.privacy.virtual import VirtualGraph
+from node.private import Coins, Keys, ShownKey
+from node.summing import Total
 from node.topology import Topology
 
 SIGNATURE_BYTES = 64
@@ -96,7 +99,7 @@ class NodeKeys:
         self._secret_key = secret_key
         self._met: dict[int, bytes] = {}
         self._fixed = pairs
-        self._contributions = masking.Contributions(node, Rounds())
+        self._contributions = recovery.Contributions(node, Rounds())
         self._agree()
 
     @property
@@ -126,15 +129,30 @@ class NodeKeys:
             del self._met[peer]
             raise
 
-    def begin(self, round: int, receiver: int, senders: tuple[int, ...]) -> bytes:
-        """Take part in a sum, once; gives its digest. ProtocolError for a second time, or too few senders."""
-        total = masking.MaskedSum(self._voucher.run, round, receiver, senders)
-        self._contributions.begin(total)
-        return total.digest
+    def begin(
+        self, round: int, receiver: int, senders: tuple[int, ...], recoverable: bool, weights: tuple[float, ...] = ()
+    ) -> tuple[bytes, tuple[bytes, ...]]:
+        """Take part in a sum, once; gives its digest, and sealed shares for each of its senders, if recoverable.
 
-    def total(self, round: int, senders: tuple[int, ...]) -> bytes:
-        """The digest of the sum that this node receives."""
-        return masking.MaskedSum(self._voucher.run, round, self._node, senders).digest
+        ProtocolError for a second time, too few senders, or weights that are none.
+        """
+        total = masking.MaskedSum(self._voucher.run, round, receiver, senders, weights)
+        if recoverable:
+            return total.digest, self._contributions.share(total, self._pairs)
+        self._contributions.begin(total)
+        return total.digest, ()
+
+    def open(self, receiver: int, digest: bytes, alive: Sequence[int], shares: Sequence[bytes]) -> bytes:
+        """Shares that open the sum of those who are there. ProtocolError for a second time, or where it is unsafe."""
+        return self._contributions.open(receiver, digest, alive, shares)
+
+    def total(self, round: int, senders: tuple[int, ...], weights: tuple[float, ...] = ()) -> masking.MaskedSum:
+        """The sum that this node receives."""
+        return masking.MaskedSum(self._voucher.run, round, self._node, senders, weights)
+
+    def masks(self, total: Total, alive: Sequence[int], openings: Mapping[int, bytes]) -> recovery.Masks | None:
+        """What hides the sum of those who are there, from what enough of them have opened."""
+        return recovery.masks(self.total(total.round, total.senders, total.weights), alive, openings)
 
     def _agree(self) -> None:
         """Make the ops anew, over the keys of those that were met."""
@@ -147,19 +165,28 @@ class NodeKeys:
 class NetworkMechanisms:
     """The ops of one world; a :class:`~node.private.Mechanisms`."""
 
-    def __init__(self, source: NoiseSource, sizes: Sequence[int], keys: Callable[[int], Keys]) -> None:
+    def __init__(
+        self,
+        source: NoiseSource,
+        sizes: Sequence[int],
+        keys: Callable[[int], Keys],
+        coins: Callable[[int], Coins] = lambda node: secret_coins(),
+    ) -> None:
         """``sizes``: parameters of each tensor of the model; ``keys``: makes those of a new life of a node."""
         self.noised = _noised(source)
         self.noised_update = noised_update(source)
         self.zip_shares = correlated.zip_shares(source)
         self.share = correlated.share
+        self.summed = masking.summed
         self.unmasked = masking.unmasked
         self.plausible = masking.plausible
         self.cut = chunks.cut
         self.merged = chunks.merged
         self.sizes = tuple(sizes)
         self.keys = keys
-        self._virtual = functools.cache(DrawnNodes)
+        self.coins = coins
+        self.virtual_graph = functools.cache(VirtualGraph)
+        """The same object for all nodes of a simulation."""
         self._gammas: dict[tuple[Topology, int], float] = {}
 
     def gamma(self, topology: Topology, round: int) -> float:
@@ -179,16 +206,17 @@ class NetworkMechanisms:
         """What is left of all members' noise without some, as a multiple of ``deviation**2``."""
         return correlated.cancelling_residual(weights, absent)
 
-    def virtual_nodes(self, nodes: int, chunks: int, degree: int, beacon: str) -> VirtualNodes:
-        """Virtual nodes, the same object for all nodes of a simulation."""
-        return self._virtual(nodes, chunks, degree, sum(self.sizes), beacon)
+    def chunk_size(self, chunks: int, chunk: int, beacon: str, round: int) -> int:
+        """Coordinates of a chunk."""
+        return chunk_size(sum(self.sizes), chunks, chunk, beacon, round)
 
 
 def insecure(seed: int, run: str, sizes: Sequence[int]) -> NetworkMechanisms:
     """All noise and secrets follow from the experiment's seed, in every life of a node: for simulations, and real runs
     to compare with them.
     """
-    return NetworkMechanisms(seeded, sizes, _seeded_keys(seed, run.encode()))
+    keys = _seeded_keys(seed, run.encode())
+    return NetworkMechanisms(seeded, sizes, keys, lambda node: np.random.default_rng([seed, node, *b"coins"]))
 
 
 def unrepeatable(sizes: Sequence[int]) -> NetworkMechanisms:

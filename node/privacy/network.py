@@ -280,36 +280,6 @@ def mu_matrix(lineage: Lineage, sensitivity: float = 1.0, participation: Partici
     return found
 
 
-def decor_mu(
-    adjacency: NDArray[np.bool_],
-    sigma_cdp: float,
-    sigma_cor: float,
-    clip: float = 1.0,
-    rounds: int = 1,
-    corrupted: Collection[int] = (),
-) -> float:
-    """mu of the least protected honest node against an eavesdropper on all links; a node's gradients are replaced.
-
-    Allouah et al.: The Privacy Power of Correlated Noise in Decentralized Learning, ICML 2024. One coordinate of what
-    all send has the covariance ``S = sigma_cdp^2 I + sigma_cor^2 L``, with L the Laplacian of the edges whose secrets
-    no corrupted node knows; ``mu^2 = rounds 4 clip^2 max_i [S^-1]_ii``.
-
-    Raises:
-        ConfigError: a noise is negative, or there is no honest node.
-    """
-    if sigma_cdp < 0 or sigma_cor < 0:
-        raise ConfigError(f"sigma_cdp, sigma_cor: {sigma_cdp}, {sigma_cor}; allowed: numbers from 0")
-    honest = [node for node in range(len(adjacency)) if node not in corrupted]
-    if not honest:
-        raise ConfigError("corrupted: nobody is left to protect; name fewer nodes")
-    if sigma_cdp == 0:
-        # Edge noises cancel in the sum of all, which is then in the open.
-        return math.inf
-    edges = adjacency[np.ix_(honest, honest)].astype(np.float64)
-    covariance = sigma_cdp**2 * np.eye(len(honest)) + sigma_cor**2 * (np.diag(edges.sum(axis=1)) - edges)
-    return 2 * clip * math.sqrt(rounds * np.linalg.inv(covariance).diagonal().max())
-
-
 def _batches(lineage: Lineage) -> Iterator[list[int]]:
     """Places of nodes, a few at a time, whose rows fit into the memory set aside."""
     batch: list[int] = []

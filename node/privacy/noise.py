@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
 from node.op import Key
+from node.private import Coins
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -38,14 +39,6 @@ class NoiseStream(Interface):
 
 NoiseSource = Callable[[Key], NoiseStream]
 """Where the noise of a task comes from: :func:`seeded` or :func:`secret`."""
-
-
-class Coins(Interface):
-    """Independent uniform numbers: a numpy Generator, or a :class:`Keystream`."""
-
-    def random(self, count: int, /) -> NDArray[np.float64]:
-        """The next numbers from 0 up to 1, shape (count,)."""
-        ...
 
 
 class Seeded:
@@ -101,4 +94,9 @@ def seeded(key: Key) -> NoiseStream:
 
 def secret(key: Key) -> NoiseStream:
     """A fresh stream that nobody can repeat, whatever the task: for live nodes."""
+    return Keystream(os.urandom(KEY_BYTES))
+
+
+def secret_coins() -> Coins:
+    """Uniform numbers that nobody can repeat."""
     return Keystream(os.urandom(KEY_BYTES))

@@ -1,7 +1,7 @@
 """Renyi differential privacy of the Gaussian mechanism on random batches, and its conversion to (epsilon, delta).
 
-A curve is an array of RDP values, one for each of some orders alpha > 1. Curves of steps add, also where each step is
-chosen after the ones before. ``sigma`` is the noise multiplier: standard deviation over sensitivity.
+A curve is an array of RDP values, one for each of some rising orders alpha > 1. Curves of steps add, also where each
+step is chosen after the ones before. ``sigma`` is the noise multiplier: standard deviation over sensitivity.
 """
 
 from __future__ import annotations
@@ -24,30 +24,40 @@ ORDERS: Curve = np.concatenate((np.arange(11, 110) / 10, np.arange(12, 64))).ast
 """1.1 to 10.9 in tenths, then 12 to 63."""
 MANY_ORDERS: Curve = np.sort(np.concatenate((ORDERS, (11.0, 128.0, 256.0, 512.0, 1024.0))))
 """Those and a few more, for much noise and few steps."""
-# Terms of the series are summed in blocks; the series ends where they add less than e^-30 of the sum.
+# Terms of the series are summed in blocks, each as long as all before; it ends where they add less than e^-30 of it.
 _BLOCK = 64
+_MOST_TERMS = 1 << 16
 _NEGLIGIBLE = -30.0
+_LEAST_SIGMA, _MOST_SIGMA = 1e-7, 1e7
+"""Between these, nothing overflows, and what cancels leaves digits enough."""
 
 
 def gaussian(sigma: float, orders: Curve = ORDERS) -> Curve:
-    """One step on all records. Mironov: Renyi Differential Privacy, CSF 2017, corollary 3."""
+    """One step on all records. Mironov: Renyi Differential Privacy, CSF 2017, corollary 3.
+
+    Raises ConfigError as :func:`poisson`.
+    """
+    _check(sigma, 1.0)
     return orders / (2 * sigma**2) if sigma > 0 else np.full(len(orders), np.inf)
 
 
 def poisson(sigma: float, q: float, orders: Curve = ORDERS) -> Curve:
     """One step on a batch that each record joins with probability q; adjacency add/remove. Shape of ``orders``.
 
-    Mironov, Talwar, Zhang: Renyi Differential Privacy of the Sampled Gaussian Mechanism, 2019, section 3.3.
+    Mironov, Talwar, Zhang: Renyi Differential Privacy of the Sampled Gaussian Mechanism, 2019, section 3.3. With much
+    noise, where the series of an order that is not whole is long, an upper bound.
 
     Raises:
-        ConfigError: q is no probability, or sigma is negative.
+        ConfigError: q is no probability, or sigma is neither 0, nor infinite, nor from 1e-7 to 1e7.
     """
     _check(sigma, q)
     if q == 0 or math.isinf(sigma):
         return np.zeros(len(orders))
     if q == 1 or sigma == 0:
         return gaussian(sigma, orders)
-    return np.array([_log_moment(sigma, q, float(order)) / (order - 1) for order in orders])
+    bounds = [max(0.0, _log_moment(sigma, q, float(order))) / (order - 1) for order in orders]
+    # A curve rises with its order: what bounds it at one bounds it at all below.
+    return np.minimum.accumulate(bounds[::-1])[::-1]
 
 
 def without_replacement(sigma: float, q: float, orders: Curve = ORDERS) -> Curve:
@@ -56,8 +66,7 @@ def without_replacement(sigma: float, q: float, orders: Curve = ORDERS) -> Curve
     Wang, Balle, Kasiviswanathan: Subsampled Renyi Differential Privacy and Analytical Moments Accountant, AISTATS 2019,
     theorem 27; between whole orders the logarithm of the moment is interpolated.
 
-    Raises:
-        ConfigError: q is no probability, or sigma is negative.
+    Raises ConfigError as :func:`poisson`.
     """
     _check(sigma, q)
     if q == 0 or math.isinf(sigma):
@@ -70,8 +79,13 @@ def without_replacement(sigma: float, q: float, orders: Curve = ORDERS) -> Curve
 
 
 def epsilon_of(curve: Curve, delta: float, orders: Curve = ORDERS) -> tuple[float, float]:
-    """The least epsilon of all orders, and that order. Canonne, Kamath, Steinke, NeurIPS 2020, proposition 12."""
+    """The least epsilon of all orders, and that order. Canonne, Kamath, Steinke, NeurIPS 2020, proposition 12.
+
+    Raises ConfigError for a curve that is not a number somewhere, or a delta that is no probability.
+    """
     check_delta(delta)
+    if np.isnan(curve).any():
+        raise ConfigError(f"curve: not a number at order {orders[np.isnan(curve).argmax()]:g}; nothing follows from it")
     epsilons = curve + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
     best = int(np.argmin(epsilons))
     return max(0.0, float(epsilons[best])), float(orders[best])
@@ -99,8 +113,10 @@ def delta_of(curve: Curve, epsilon: float, orders: Curve = ORDERS) -> float:
 def _check(sigma: float, q: float) -> None:
     if not 0 <= q <= 1:
         raise ConfigError(f"q: {q}; allowed: a sampling rate from 0 to 1")
-    if not sigma >= 0:
-        raise ConfigError(f"sigma: {sigma}; allowed: a noise multiplier from 0")
+    if not (_LEAST_SIGMA <= sigma <= _MOST_SIGMA or sigma in (0, math.inf)):
+        raise ConfigError(
+            f"sigma: {sigma}; allowed: a noise multiplier from {_LEAST_SIGMA:g} to {_MOST_SIGMA:g}, 0, or infinity"
+        )
 
 
 def _log_moment(sigma: float, q: float, order: float) -> float:
@@ -113,12 +129,17 @@ def _log_moment(sigma: float, q: float, order: float) -> float:
 
 
 def _log_fractional_moment(sigma: float, q: float, order: float) -> float:
-    """The two series of section 3.3, which meet where both densities of the mixture are equal."""
+    """The two series of section 3.3, which meet where both densities of the mixture are equal.
+
+    Where they are long, the chord between whole orders: the logarithm of a moment is convex in its order.
+    """
     meets = sigma**2 * math.log(1 / q - 1) + 0.5
     logs: list[Curve] = []
     signs: list[Curve] = []
-    while True:
-        i = np.arange(len(logs) * _BLOCK, (len(logs) + 1) * _BLOCK, dtype=np.float64)
+    begin, end = 0, _BLOCK
+    while end <= _MOST_TERMS:
+        i = np.arange(begin, end, dtype=np.float64)
+        begin, end = end, 2 * end
         j = order - i
         below = j * math.log1p(-q) + i * math.log(q) + (i * i - i) / (2 * sigma**2) + log_ndtr((meets - i) / sigma)
         above = i * math.log1p(-q) + j * math.log(q) + (j * j - j) / (2 * sigma**2) + log_ndtr((j - meets) / sigma)
@@ -128,6 +149,8 @@ def _log_fractional_moment(sigma: float, q: float, order: float) -> float:
         total = float(logsumexp(np.concatenate(logs), b=np.concatenate(signs)))
         if i[-1] > order and logs[-1][-1] < logs[-1][-2] and logs[-1][-1] < total + _NEGLIGIBLE:
             return total
+    ends = math.floor(order), math.ceil(order)
+    return float(np.interp(order, ends, [_log_moment(sigma, q, float(end)) for end in ends]))
 
 
 def _log_binomial(n: float, k: Curve) -> Curve:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,8 @@ from node.learn.models import Model
 from node.learn.training import Guide
 from node.op import Key
 from node.privacy.dpsgd import PrivateTrainer
-from node.privacy.noise import KEY_BYTES, Coins, Keystream, NoiseSource, secret, seeded
+from node.privacy.noise import NoiseSource, secret, secret_coins, seeded
+from node.private import Coins
 
 Noise = Literal["seeded", "secret"]
 """Where noise comes from: the experiment's seed, which protects nobody, or the operating system."""
@@ -69,7 +69,7 @@ def _seeded_coins(key: Key) -> Coins:
 
 
 def _secret_coins(key: Key) -> Coins:
-    return Keystream(os.urandom(KEY_BYTES))
+    return secret_coins()
 
 
 def _sources() -> bytes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import tee
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from node.config import ChurnSection, Distribution
 from node.errors import ConfigError
+from node.participants import Participants
 from node.sim.traces.availability import Availability, availability
 
 _DAY_S = 86_400.0
@@ -31,6 +33,17 @@ class Churn(NamedTuple):
     """Nodes that are not there at the beginning, and how: ``leave`` for those that join later, as everybody knows."""
     changes: Mapping[int, Iterator[Change]]
     """Each node's changes from then on, by time; endless for sessions and repeating traces."""
+
+    def of_devices(self, participants: Participants) -> Churn:
+        """The same for everybody: an identity goes and comes with the device that it is on."""
+        on: dict[int, list[int]] = {}
+        for number in range(participants.total):
+            on.setdefault(participants.device(number), []).append(number)
+        absent = {number: what for device, what in self.absent.items() for number in on[device]}
+        changes: dict[int, Iterator[Change]] = {}
+        for device, stream in self.changes.items():
+            changes.update(zip(on[device], tee(stream, len(on[device])), strict=True))
+        return Churn(absent, changes)
 
 
 def churn(section: ChurnSection, nodes: int, seed: int, learners: Sequence[int]) -> Churn | None:

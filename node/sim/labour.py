@@ -10,6 +10,7 @@ from node.clock import Priority, VirtualClock
 from node.context import Context
 from node.graph import Graph
 from node.op import Ref
+from node.participants import Participants
 from node.sim.machine import Machine
 from node.sim.presence import Presence
 from node.sim.surroundings import Surroundings
@@ -57,6 +58,7 @@ class Labour:
         presence: Presence | None,
         tape: Tape,
         usage: Usage,
+        participants: Participants,
     ) -> None:
         self.discarded = 0
         """Trainings that took their time, and whose result nobody needed: they were never computed."""
@@ -71,8 +73,9 @@ class Labour:
         self._presence = presence
         self._note = tape.note
         self._usage = usage
+        self._device = participants.device
         self._under_way: dict[int, list[_Training]] = {}
-        """What each node is training, in the order in which it began."""
+        """What each node's device is training, in the order in which it began."""
         self._spent_s: dict[int, float] = {}
         """What finished trainings have cost, by task, until the task is solved or skipped."""
         self._most_kept = _KEPT
@@ -82,10 +85,10 @@ class Labour:
 
         ``samples`` are those that the steps take; None: as many as of the node's own training.
         """
-        node, now_s = ctx.me, self._clock.now
+        node, now_s = self._device(ctx.me), self._clock.now
         counter = self._graph.counter_of(task.id)
         if samples is None:
-            samples = self._workload.samples(node, steps)
+            samples = self._workload.samples(ctx.me, steps)
         seconds = self._devices.train_s(node, samples, steps, counter)
         if self._evaluate_time:
             seconds += self._evaluating_s.pop(node, 0.0)
@@ -99,7 +102,7 @@ class Labour:
         if self._machine is not None:
             training.job = self._machine.run(seconds, self._ended, training)
         elif self._presence is not None:
-            self._presence.clocks[node].work(seconds, self._ended, training)
+            self._presence.clocks[ctx.me].work(seconds, self._ended, training)
         else:
             self._clock.post(seconds, self._ended, training, Priority.TIMER)
         return training.future
@@ -134,6 +137,7 @@ class Labour:
 
     def put_off(self, node: int, since_s: float) -> None:
         """A node was paused from then until now: that is no time of training."""
+        node = self._device(node)
         trainings = self._under_way.get(node, [])
         self._share_out(trainings, since_s)
         for training in trainings:
@@ -143,7 +147,7 @@ class Labour:
 
     def cut(self, node: int) -> None:
         """A node goes: what it was training is lost, and what it was evaluating."""
-        now_s = self._clock.now
+        node, now_s = self._device(node), self._clock.now
         self._evaluating_s.pop(node, None)
         trainings = self._under_way.pop(node, [])
         self._share_out(trainings, now_s)
@@ -170,5 +174,6 @@ class Labour:
     def evaluate(self, ctx: Context, on: str) -> None:
         """An evaluation was asked for: where that takes time, the node's next training begins later."""
         if self._evaluate_time:
-            seconds = self._devices.evaluate_s(ctx.me, self._workload.held_samples(ctx.me, on))
-            self._evaluating_s[ctx.me] = self._evaluating_s.get(ctx.me, 0.0) + seconds
+            node = self._device(ctx.me)
+            seconds = self._devices.evaluate_s(node, self._workload.held_samples(ctx.me, on))
+            self._evaluating_s[node] = self._evaluating_s.get(node, 0.0) + seconds

@@ -12,6 +12,7 @@ from node.errors import ProtocolError
 from node.mailbox import Mailbox
 from node.message import Message
 from node.op import Spec
+from node.participants import Participants
 from node.sim.network import Network
 from node.sim.presence import Presence
 from node.sim.refusals import Refusals
@@ -26,6 +27,7 @@ class Mail:
     Args:
         contexts: by node; replaced in place when a node comes back.
         fail: told of a node whose handler or mod has raised.
+        participants: what a virtual node and its owner tell each other does not count.
     """
 
     def __init__(
@@ -36,9 +38,12 @@ class Mail:
         contexts: Sequence[Context],
         fail: Callable[[int, Exception], None],
         presence: Presence | None,
+        participants: Participants,
     ) -> None:
         self.messages = 0
         self.bytes_sent = 0
+        self.traffic: dict[str, int] = {}
+        """Bytes sent, by the wire name of messages."""
         self.lost = 0
         """Messages that reached nobody."""
         self._clock = clock
@@ -49,6 +54,7 @@ class Mail:
         self._mailboxes: list[Mailbox] = []
         self._fail = fail
         self._presence = presence
+        self._is_own = None if participants.are_nodes_alone else participants.is_own
         self._handled: Mapping[type[Message], object] = {}
         self._is_plain = False
         self._inspects = False
@@ -80,10 +86,13 @@ class Mail:
         else:
             stamp = self._presence.stamp(ctx.me)
             self._carry(ctx.me, to, size, self._arrive, (message, request, reply, stamp))
-        sent = size * len(to)
-        ctx.bytes_sent += sent
-        self.bytes_sent += sent
-        self.messages += len(to)
+        count = len(to)
+        if self._is_own is not None:
+            count -= sum(self._is_own(ctx.me, peer) for peer in to)
+        ctx.bytes_sent += size * count
+        self.bytes_sent += size * count
+        self.traffic[message.wire_name] = self.traffic.get(message.wire_name, 0) + size * count
+        self.messages += count
 
     def _deposit(self, arg: tuple[int, int, Message, int]) -> None:
         """Deliver to the mailbox at once, where there is no mod, observer, handler or request: most messages."""

@@ -16,6 +16,7 @@ from node.errors import Deadlock, ProtocolError, SimulationError, StarlingError
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref, Task, Value
+from node.participants import Participants
 from node.private import Mechanisms
 from node.protocol import Protocol
 from node.record import Recorder
@@ -26,6 +27,7 @@ from node.sim.labour import Labour
 from node.sim.mail import Mail
 from node.sim.presence import Presence
 from node.sim.surroundings import Surroundings
+from node.sim.wiring import Wiring
 from node.solver import Solver
 from node.tape import EventKind, Tape
 from node.topology import Topology, build
@@ -47,6 +49,7 @@ class SimWorld:
         seed: the experiment's.
         solver: solves the world's graph, which is its own.
         usage: told what each node spends its time on; None: a new one.
+        participants: the nodes, and identities on their devices; None: nodes alone.
         window_tasks: recorded tasks after which what is wanted so far is solved.
         on_window: called whenever that has happened.
         stopwatch: real seconds, to tell what solving costs.
@@ -65,6 +68,7 @@ class SimWorld:
         *,
         usage: Usage | None = None,
         roles: Mapping[int, str],
+        participants: Participants | None = None,
         window_tasks: int,
         on_window: Callable[[], None] = lambda: None,
         stopwatch: Callable[[], float] = lambda: 0.0,
@@ -93,15 +97,15 @@ class SimWorld:
         self.recorder = recorder
         self.usage = usage or Usage(nodes)
         self._tape = tape
-        self._window_tasks = window_tasks
-        self._window_end = window_tasks
+        self._window_tasks = self._window_end = window_tasks
         self._on_window = on_window
         self._stopwatch = stopwatch
-        self._by_role = _by_role(nodes, roles)
+        self.participants = participants or Participants(nodes)
+        self._by_role = self.participants.by_role(roles)
         self._topologies: dict[TopologySection, Topology] = {}
         self._parts: tuple[Callable[[], Protocol], Callable[[int], Wrapping | None]]
         self._contexts: list[Context] = []
-        self._tasks: list[asyncio.Task[Ref | None] | None] = [None] * nodes
+        self._tasks: list[asyncio.Task[Ref | None] | None] = [None] * self.participants.total
         self._spawned: defaultdict[int, dict[asyncio.Task[None], None]] = defaultdict(dict)
         self._watchers: dict[int, dict[int, None]] = {}
         self._furthest: dict[int, int] = {}
@@ -109,17 +113,18 @@ class SimWorld:
         self._has_ended = False
         self._saved: dict[int, Mapping[str, Any]] = {}
         self._over: asyncio.Future[None] = clock.create_future()
-        self._running = nodes
+        self._running = self.participants.total
         self._surround(surroundings)
 
     def _surround(self, surroundings: Surroundings) -> None:
         """Set up what runs the nodes, links them, and makes them go and come."""
-        clock, nodes, devices = self.clock, len(self._tasks), surroundings.devices
+        clock, nodes, devices = self.clock, self.participants.nodes, surroundings.devices
         self._presence: Presence | None = None
         if surroundings.churn is not None:
-            self._presence = Presence(surroundings.churn, nodes, clock, self, surroundings.detect_s)
+            churn = surroundings.churn.of_devices(self.participants)
+            self._presence = Presence(churn, self.participants.total, clock, self, surroundings.detect_s)
             self.gone = self._presence.gone
-        self.network = network.build(
+        self.network: network.Network = network.build(
             surroundings.network,
             nodes,
             self.seed,
@@ -129,8 +134,12 @@ class SimWorld:
             sent=self.usage.sent,
             lost=lambda to, sender, size: self.mail.lose((to, sender, size)),
         )
-        self.labour = Labour(clock, self.graph, self.workload, surroundings, self._presence, self._tape, self.usage)
-        self.mail = Mail(clock, self.network, self._tape, self._contexts, self._fail, self._presence)
+        self.labour = Labour(
+            clock, self.graph, self.workload, surroundings, self._presence, self._tape, self.usage, self.participants
+        )
+        if not self.participants.are_nodes_alone:
+            self.network = Wiring(self.network, clock, self.participants)
+        self.mail = Mail(clock, self.network, self._tape, self._contexts, self._fail, self._presence, self.participants)
 
     async def run(self, protocol: Callable[[], Protocol], wrapping: Callable[[int], Wrapping | None]) -> None:
         """Run one protocol instance on every node until all have ended, then solve what was recorded."""
@@ -259,7 +268,8 @@ class SimWorld:
     def returned(self, node: int, since_s: float) -> None:
         """A node that was away since then is back."""
         self.labour.put_off(node, since_s)
-        self.usage.offline(node, since_s, self.clock.now)
+        if node < self.participants.nodes:
+            self.usage.offline(node, since_s, self.clock.now)
 
     def tell(self, node: int) -> None:
         """Those who wait for a node learn that it is gone."""
@@ -288,13 +298,13 @@ class SimWorld:
     # What a context sees
 
     def peers(self, role: str | None) -> tuple[int, ...]:
-        """All nodes of a role, sorted."""
+        """All peers of a role, or all virtual nodes, sorted."""
         return self._by_role.get(role, ())
 
     def topology_of(self, section: TopologySection) -> Topology:
         """Another topology over the same nodes; built once."""
         if section not in self._topologies:
-            self._topologies[section] = build(section, len(self._by_role[None]), self.seed)
+            self._topologies[section] = build(section, self.participants.peers, self.seed)
         return self._topologies[section]
 
     def train(self, ctx: Context, task: Ref, model: Ref, steps: int, samples: float | None = None) -> Awaitable[Ref]:
@@ -374,13 +384,6 @@ class SimWorld:
     def load(self, ctx: Context) -> Mapping[str, Any] | None:
         """What the node saved last."""
         return self._saved.get(ctx.me)
-
-
-def _by_role(nodes: int, roles: Mapping[int, str]) -> dict[str | None, tuple[int, ...]]:
-    by_role: dict[str | None, list[int]] = {None: list(range(nodes))}
-    for node in range(nodes):
-        by_role.setdefault(roles.get(node, "learner"), []).append(node)
-    return {role: tuple(members) for role, members in by_role.items()}
 
 
 def _failure(node: int, error: BaseException) -> ProtocolError:

@@ -13,6 +13,7 @@ from node.op import Key, Op, Spec, Static, Task
 
 _METRICS = Spec((2,), "float64", ("accuracy", "loss"))
 _RISK = Spec((1,), "float64", ("risk",))
+_UTILITY = Spec((1,), "float64", ("utility",))
 
 
 class Quadratic:
@@ -48,11 +49,15 @@ class Quadratic:
         self.fresh: Op[...] = Op("quadratic:fresh", self._fresh, spec=lambda inputs, static: self.model_spec)
         self.evaluate: Op[...] = Op("quadratic:evaluate", self._evaluate, spec=_metrics)
         self.risk: Op[...] = Op("quadratic:risk", self._risk, spec=lambda inputs, static: _RISK, seeded=True)
+        self.utility: Op[...] = Op(
+            "quadratic:utility", self._utility, spec=lambda inputs, static: _UTILITY, seeded=True
+        )
         self.mix: Op[...] = Op("quadratic:mix", _mix)
         self.part: Op[...] = Op("quadratic:part", _part, spec=_part_spec)
         self.join: Op[...] = Op("quadratic:join", _join, spec=_join_spec)
         self.aggregation: Aggregation | None = None
         self.unify: None = None
+        self.oneshot: None = None
         self.draw: Op[...] = Op("quadratic:draw", self._draw, seeded=True)
         self.regrow: Op[...] = Op("quadratic:regrow", self._regrow, seeded=True)
 
@@ -115,6 +120,10 @@ class Quadratic:
     def _risk(self, task: Task) -> dict[str, float]:
         """The nearer to the node's own target, the higher: up to 0.5 there."""
         return {"risk": 0.5 / (1 + float(np.linalg.norm(task.inputs[0] - self.targets[task.key.node])))}
+
+    def _utility(self, task: Task) -> dict[str, float]:
+        """The node's own loss: it has one sample."""
+        return {"utility": float(((task.inputs[0] - self.targets[task.key.node]) ** 2).sum() / 2)}
 
     def shard_size(self, node: int) -> int:
         """Every node counts the same."""

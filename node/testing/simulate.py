@@ -15,6 +15,7 @@ from node.config import ChurnSection, DevicesSection, NetworkSection, TopologySe
 from node.graph import Graph
 from node.mods import Mod, Observer, Wrapping
 from node.op import Value
+from node.participants import Participants
 from node.private import Mechanisms
 from node.protocol import Protocol
 from node.record import Recorder
@@ -90,7 +91,7 @@ def run_protocol(
     """
     if topology is None:
         topology = TopologySection(kind="ring" if nodes > 2 else "full")
-    roles = protocol.roles(nodes)
+    roles = protocol.roles(protocol.config, nodes)
     surroundings = surround(
         nodes,
         seed,
@@ -131,6 +132,8 @@ async def _run(
 ) -> Outcome:
     blocks: list[bytes] = []
     tape, recorder, usage = Tape(blocks.append), Recorder(every), Usage(nodes)
+    virtual = protocol.virtual_nodes(protocol.config)
+    participants = Participants.drawn(nodes, (), virtual, np.random.default_rng([seed, *b"virtual"]))
     world = SimWorld(
         nodes,
         seed,
@@ -141,13 +144,14 @@ async def _run(
         tape,
         surroundings,
         usage=usage,
-        roles=protocol.roles(nodes),
+        roles=protocol.roles(protocol.config, nodes),
+        participants=participants,
         window_tasks=window_tasks,
     )
     if mods:
         world.shapes = shapes(workload, protocol.private_layers(protocol.config))
     world.mechanisms = mechanisms
-    await world.run(lambda: copy.deepcopy(protocol), lambda node: _wrapping(mods))
+    await world.run(lambda: copy.deepcopy(protocol), lambda node: _wrapping(mods if node < nodes else ()))
     usage.close(world.clock.time())
     digest = tape.digest()
     return Outcome(
@@ -160,7 +164,7 @@ async def _run(
         solved=world.solver.solved,
         forced_solves=world.forcing.solves,
         event_hash=digest,
-        lost=world.lost,
+        lost={node: how for node, how in world.lost.items() if node < nodes},
         usage=usage,
         counters=world.solver.counters(),
         events=b"".join(blocks),

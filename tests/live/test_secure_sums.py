@@ -7,13 +7,14 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 
 from gate import Gate
 from launch import experiment
 
 DYING = """
 from gate import Stop
-from protocols.secagg import Senders
+from protocols.secagg import KIND
 
 
 class InTheMiddle(Stop):
@@ -21,7 +22,7 @@ class InTheMiddle(Stop):
         pass
 
     def sent(self, ctx, to, message):
-        if isinstance(message, Senders):
+        if isinstance(message, KIND):
             super().trained(ctx, None, None)
 """
 FORGER = """
@@ -47,13 +48,13 @@ def senders_of(command) -> dict[int, list[float]]:
     return found
 
 
-def test_a_killed_sender_costs_its_round_and_nothing_else(start, tmp_path):
-    """It has said hello and is counted on when it dies: those sums are dropped, later ones are without it."""
-    protocol = {"use": "secagg", "rounds": 6, "deadline_s": 1.0}
-    with Gate(tmp_path, 2, 9) as gate:  # it tells four others who sends, in each round: in its third one it stops
+def killed(start, tmp_path, kind: str, sendings: int, dropout: str):
+    """A run of five nodes of which node 2 is killed when it has sent so many messages of a kind."""
+    protocol = {"use": "secagg", "rounds": 6, "deadline_s": 1.0, "dropout": dropout}
+    with Gate(tmp_path, 2, sendings) as gate:
         mods = [{**gate.mods[0], "use": "dying:InTheMiddle"}]
         file = experiment(tmp_path / "it", protocol=protocol, mods=mods, **FIVE)
-        (tmp_path / "it" / "dying.py").write_text(DYING)
+        (tmp_path / "it" / "dying.py").write_text(DYING.replace("KIND", kind))
         shutil.copy(Path(__file__).with_name("gate.py"), tmp_path / "it")
         command = start(tmp_path / "it", "run", file, "--clock", "real", "--out", "run")
         psutil.Process(gate.reached()).kill()
@@ -62,14 +63,25 @@ def test_a_killed_sender_costs_its_round_and_nothing_else(start, tmp_path):
     assert (summary["status"], summary["lost"]) == ("finished", {"2": "was killed by SIGKILL"})
     assert summary["privacy"]["insecure_keys"] is False
     assert sorted(command.models()) == [f"{node}.safetensors" for node in (0, 1, 3, 4)]
+    assert command.leftovers() == []
     senders = senders_of(command)
     assert len(senders.pop(2, [])) <= 2
     for counts in senders.values():
-        assert len(counts) == 6
-        assert counts[:2] == [4, 4]
-        assert counts[2] == 0
-        assert counts[-1] == 3
-    assert command.leftovers() == []
+        assert (len(counts), counts[:2], counts[-1]) == (6, [4, 4], 3)
+    return [counts[2] for counts in senders.values()]
+
+
+@pytest.mark.parametrize(("dropout", "left"), [("recover", 3), ("drop", 0)])
+def test_a_killed_sender_costs_its_part_or_its_round_and_nothing_else(start, tmp_path, dropout, left):
+    """It has said hello and is counted on when it dies: it tells four others who sends, in its third round none."""
+    assert killed(start, tmp_path, "Senders", 9, dropout) == [left] * 4
+
+
+def test_a_sender_that_is_killed_before_the_opening_is_in_the_sum_all_the_same(start, tmp_path):
+    """Asked to open a sum in its third round, it dies; whoever asks has its part."""
+    counts = killed(start, tmp_path, "Opened", 9, "recover")
+    assert 4 in counts
+    assert set(counts) <= {3, 4}
 
 
 def test_a_key_that_its_sender_has_not_signed_is_left_out(start, tmp_path):

@@ -210,7 +210,7 @@ def test_chunks_are_matched_where_the_public_partition_says(chunks, is_recovered
         data={"test_fraction": 0.8},
         model={"name": "softmax"},
         training={"lr": 0.1, "batch_size": 1, "local_steps": 1},
-        seed=3,
+        seed=1,
     )
     psnr = [message["inversion_psnr"] for message in attacks["messages"]]
     assert len(psnr) == 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from node import ConfigError, Observer
 from node.config import ChurnSection, DevicesSection, FaultSection, NetworkSection
 from node.testing import Quadratic, check_protocol, run_protocol
-from protocols.cohort_round import Answer, Assignment, Update, validation_loss
+from protocols.cohort_round import Answer, Assignment, Update, mean_loss
 from protocols.cpfl import CPFL
 from protocols.fedavg import FedAvg
 from protocols.leadership import Control
@@ -186,10 +186,11 @@ def test_a_mean_is_the_same_to_rounding_however_few_models_wait_for_their_turn(w
 
 
 def test_losses_are_weighted_by_what_they_are_means_over():
-    answers = {1: Answer(1.0, 30), 2: Answer(4.0, 10), 3: Answer(float("nan"), 0)}
-    assert validation_loss(answers, by_samples=True) == 1.75
-    assert validation_loss(answers, by_samples=False) == 2.5
-    assert np.isnan(validation_loss({3: answers[3]}, by_samples=True))
+    answers = [Answer(1.0, 30), Answer(4.0, 10), Answer(float("nan"), 0)]
+    assert mean_loss(answers) == (1.75, 40, 0.0)
+    assert mean_loss([mean_loss(answers[:2]), Answer(7.0, 40)]) == mean_loss([*answers, Answer(7.0, 40)])
+    assert np.isnan(mean_loss(answers[2:]).loss)
+    assert np.isnan(mean_loss([]).loss)
 
 
 def test_a_cohort_stops_by_the_loss_of_the_models_that_came():
@@ -361,7 +362,7 @@ def test_a_leader_that_lies_about_a_model_is_not_believed(capsys):
         ({"path": "x"}, "protocol.path: a file of cohorts goes with"),
         ({"forming": "file"}, "protocol.path: a file of cohorts goes with"),
         ({"leader_trains": False}, "protocol.leader_trains: only a leader that is fixed may be no member"),
-        ({"unify": "fisher"}, "protocol.unify: leaders send no Fisher information; allowed: average"),
+        ({"compare": ("kd-hart",)}, "protocol.compare: 'kd-hart' cannot be compared; allowed: average"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(config, message):

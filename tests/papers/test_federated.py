@@ -3,12 +3,14 @@
 Node 0 is the server, and trains nothing.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from node import ConfigError, Message, Observer, Unreachable, op
+from node import ConfigError, Message, Mod, Observer, Unreachable, op
 from node.config import ChurnSection, DevicesSection, FaultSection, NetworkSection
 from node.tape import EventKind, events_of
 from node.testing import Quadratic, run_protocol
@@ -57,6 +59,52 @@ def test_one_round_of_everybody_with_one_step_is_a_centralized_step():
     outcome = run_protocol(FedAvg(FedAvg.Config(rounds=1)), 6, workload=workload)
     gradient = 0 - workload.targets[1:].mean(axis=0)
     assert outcome.models[0] == pytest.approx(-lr * gradient, abs=1e-14)
+
+
+class Claims(Mod):
+    """Node 1 claims to have trained on so many samples."""
+
+    def __init__(self, samples):
+        super().__init__()
+        self.samples = samples
+
+    def outgoing(self, ctx, to, message):
+        lies = ctx.me == 1 and isinstance(message, Update)
+        return dataclasses.replace(message, samples=self.samples) if lies else message
+
+
+CLAIMS = [[0.0], [1000.0], [1.0], [2.0], [3.0], [4.0]]
+
+
+def claimed(samples, most_over_median):
+    """The global model of four honest clients with ten samples each, and one that claims some number."""
+    workload = Shards(6, CLAIMS, [10] * 6, lr=1.0)
+    protocol = FedAvg(FedAvg.Config(rounds=1, most_over_median=most_over_median))
+    return float(run_protocol(protocol, 6, workload=workload, mods=[Claims(samples)]).models[0][0])
+
+
+@pytest.mark.parametrize("samples", [10**12, 2**63 - 1])
+def test_a_claim_of_samples_counts_as_far_as_the_median_goes(samples):
+    assert claimed(samples, 0.0) == pytest.approx(1000, rel=1e-6), "as told: whoever asks for no limit trusts clients"
+    for most in (1.0, 3.0, 10.0):
+        assert claimed(samples, most) == pytest.approx((1000 * most + 10) / (most + 4))
+    assert claimed(10, 1.0) == claimed(10, 0.0) == pytest.approx(202)
+    assert claimed(-samples, 3.0) == claimed(0, 0.0) == pytest.approx(2.5), "no samples, no update"
+
+
+@pytest.mark.parametrize("most_over_median", [0.0, 5.0, 1e9])
+def test_no_limit_on_claims_and_one_that_nobody_reaches_give_the_same_bits(most_over_median):
+    workload = Shards(4, [[0.0], [0.1], [0.7], [1.3]], [7, 3, 11, 53], lr=0.3)
+    limited = run_protocol(FedAvg(FedAvg.Config(rounds=4, most_over_median=most_over_median)), 4, workload=workload)
+    plain = run_protocol(FedAvg(FedAvg.Config(rounds=4)), 4, workload=workload)
+    assert [model.tobytes() for model in limited.models.values()] == [m.tobytes() for m in plain.models.values()]
+
+
+def test_the_median_is_the_lower_one_so_that_one_of_two_cannot_set_it():
+    workload = Shards(3, [[0.0], [1000.0], [1.0]], [10] * 3, lr=1.0)
+    protocol = FedAvg(FedAvg.Config(rounds=1, most_over_median=2.0))
+    outcome = run_protocol(protocol, 3, workload=workload, mods=[Claims(10**12)])
+    assert float(outcome.models[0][0]) == pytest.approx((2 * 1000 + 1) / 3)
 
 
 def test_fedavg_samples_different_clients_in_different_rounds():

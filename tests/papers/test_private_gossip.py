@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from protocols.greeting import Hello
 from protocols.local import Local
 from protocols.muffliato import Muffliato
 from protocols.secagg import Masked, SecAgg, Senders
-from protocols.shatter import Chunk, Shatter
+from protocols.shatter import Chunk, Handed, Heard, Shatter
 from protocols.zipdl import Share, ZipDL
 from tensorial import Tensorial, mechanisms
 
@@ -259,12 +259,13 @@ def test_what_a_dropout_leaves_of_the_noise_is_told():
         assert set(zipped[node]) == set(decor[node]) == {0.0}
 
 
-def test_a_dropped_sender_drops_the_round_and_shows_nothing():
+@pytest.mark.parametrize(("dropout", "left"), [("recover", 3), ("drop", 0)])
+def test_a_dropped_sender_costs_its_part_or_the_round_and_shows_nothing(dropout, left):
     """What has come of an incomplete sum is uniform noise; whoever is left goes on from the next round on."""
     keep = Keep(Masked, "part")
     churn = ChurnSection(schedule=(FaultSection(time_s=0.375, node=2, what="crash"),), detect_s=0.1)
     outcome = run(
-        made(SecAgg, rounds=5, deadline_s=2.0),
+        made(SecAgg, rounds=5, deadline_s=2.0, dropout=dropout),
         5,
         np.full((5, 4096), 0.25),
         topology=FULL,
@@ -273,7 +274,7 @@ def test_a_dropped_sender_drops_the_round_and_shows_nothing():
         devices=DevicesSection(seconds_per_sample=0.1),
     )
     senders = recorded(outcome, "senders")
-    assert {node: senders[node] for node in (0, 1, 3, 4)} == {node: [4, 4, 0, 3, 3] for node in (0, 1, 3, 4)}
+    assert {node: senders[node] for node in (0, 1, 3, 4)} == {node: [4, 4, left, 3, 3] for node in (0, 1, 3, 4)}
     assert models(outcome) == pytest.approx(np.full((4, 4096), 0.25), abs=1e-5)
     per_pair = defaultdict(list)
     for sender, to, part in Keep.taken:
@@ -421,22 +422,24 @@ class Vandal(Mod):
         how: str
 
     def outgoing(self, ctx, to, message):
-        if ctx.me != 3 or not isinstance(message, Masked | Chunk):
+        if ctx.me != 3 or not isinstance(message, Masked | Handed):
             return message
         if isinstance(message, Masked):
             total = bytes(16) if self.config.how == "name" else message.total
             part = ctx.initial_model() if self.config.how == "shape" else message.part
-            return Masked(round=message.round, total=total, part=part)
+            return replace(message, total=total, part=part)
         chunk = 99 if self.config.how == "name" else message.chunk
         values = ctx.initial_model() if self.config.how == "shape" else message.values
-        return Chunk(round=message.round, lane=message.lane, chunk=chunk, values=values)
+        return replace(message, chunk=chunk, values=values)
 
 
 @pytest.mark.parametrize("how", ["name", "shape"])
 def test_garbage_costs_no_more_than_its_sender_s_part(how):
     vandal = Vandal(Vandal.Config(how=how))
-    summed = run(made(SecAgg, rounds=2), 5, topology=FULL, mods=[vandal])
-    assert recorded(summed, "senders") == {node: [4, 4] if node == 3 else [0, 0] for node in range(5)}
+    for dropout, left in (("recover", 3), ("drop", 0)):
+        summed = run(made(SecAgg, rounds=2, dropout=dropout), 5, topology=FULL, mods=[vandal])
+        counts = {node: [4, 4] if node == 3 else [left, left] for node in range(5)}
+        assert recorded(summed, "senders") == counts
     with capture_logs() as logs:
         chunked = run(made(Shatter, rounds=2, chunks=2, degree=3), 5, np.ones((5, 5)), mods=[vandal])
     assert np.allclose(models(chunked), 1.0)
@@ -447,21 +450,20 @@ def test_garbage_costs_no_more_than_its_sender_s_part(how):
 
 
 def test_chunks_cost_as_much_as_whole_models_and_tell_no_names():
-    """Every coordinate goes to as many virtual nodes as each has neighbours, those of the same node aside."""
+    """Every coordinate goes to as many virtual nodes as each has neighbours."""
     traffic = Traffic()
-    run(made(Shatter, rounds=2, chunks=4, degree=4), 12, np.zeros((12, 64)), mods=[traffic])
-    chunks = traffic.of(Chunk)
-    sent = sum(message.values.spec.shape[0] for _, _, message in chunks)
-    assert 0.8 * 2 * 12 * 4 * 64 < sent <= 2 * 12 * 4 * 64
-    assert {field for _, _, message in chunks for field in vars(message)} - {"slot"} == {
-        "round",
-        "lane",
-        "chunk",
-        "values",
-    }
-    carried = Counter((sender, message.round, message.chunk) for sender, _, message in chunks)
+    outcome = run(made(Shatter, rounds=2, chunks=4, degree=4), 12, np.zeros((12, 64)), mods=[traffic])
+    told = [
+        (to, message.round, source, chunk, values.spec.shape[0])
+        for _, to, message in traffic.of(Heard)
+        for source, chunk, values in zip(message.sources, message.chunks, message.values, strict=True)
+    ]
+    assert sum(size for *_, size in told) == 2 * 12 * 4 * 64
+    assert outcome.messages == len(told) == 2 * 12 * 4 * 4
+    assert {field.name for field in fields(Chunk)} == {"round", "chunk", "values"}
+    carried = Counter((source, round, chunk) for _, round, source, chunk, _ in told)
     assert len(carried) == 12 * 2 * 4
-    assert max(carried.values()) <= 4
+    assert set(carried.values()) == {4}
 
 
 def test_chunked_models_come_together():

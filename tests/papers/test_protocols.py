@@ -4,12 +4,15 @@ Most claims are about communication alone. Their nodes jump to a target of their
 that all models differ, and stay there in all later ones (lr 0).
 """
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node import ConfigError, Context, Message, Observer
+from node import ConfigError, Context, Message, Mod, Observer
 from node.config import DevicesSection, Distribution, NetworkSection, TopologySection
 from node.testing import Quadratic, check_protocol, run_protocol
 from node.topology import build, spectral_gap
@@ -188,6 +191,29 @@ def test_push_sum_reaches_the_average_on_any_graph(kind, nodes, options):
     """Column-stochastic weights are enough: on a star or a random graph, uniform splitting is not doubly stochastic."""
     workload, outcome = consensus(PushSum(PushSum.Config(rounds=200)), nodes, kind, **options)
     assert all(model == pytest.approx(workload.optimum, abs=1e-6) for model in outcome.models.values())
+
+
+class Weighs(Mod):
+    """Node 0 claims a weight of its own for every share."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def outgoing(self, ctx, to, message):
+        return dataclasses.replace(message, weight=self.weight) if ctx.me == 0 else message
+
+
+@pytest.mark.parametrize("weight", [1e12, 11.01, 0.0, -0.5, -1e12, math.nan, math.inf, -math.inf])
+def test_a_weight_that_no_honest_node_can_have_harms_nobody(weight):
+    nodes, rounds = 11, 60
+    workload = Quadratic(nodes, lr=1.0)
+    options = {"workload": workload, "topology": TopologySection(kind="exponential"), "mods": [Weighs(weight)]}
+    outcome = run_protocol(PushSum(PushSum.Config(rounds=rounds)), nodes, **options)
+    honest = [float(outcome.models[node][0]) for node in range(1, nodes)]
+    targets = [float(target[0]) for target in workload.targets]
+    assert all(math.isfinite(model) for model in honest)
+    assert min(targets) - 1e-6 <= min(honest) <= max(honest) <= max(targets) + 1e-6
 
 
 def test_push_sum_converges_geometrically():

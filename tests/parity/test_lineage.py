@@ -80,6 +80,13 @@ def test_both_worlds_are_accounted_alike(arms):
     assert np.nanmax(mus[0]) <= 2 / 1.5 * np.sqrt(3) + 1e-9
 
 
+def test_the_summaries_say_the_same_of_both(arms):
+    said = [command.summary["privacy"]["network"] for command in arms.values()]
+    assert [network["label"] for network in said] == ["exact (non-adaptive)"] * 2
+    assert said[0]["epsilon"] == pytest.approx(said[1]["epsilon"])
+    assert said[0]["distances"] == [pytest.approx(ring) for ring in said[1]["distances"]]
+
+
 def test_the_command_says_the_same_of_both(arms, starling, tmp_path):
     said = []
     for clock, command in arms.items():

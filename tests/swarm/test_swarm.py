@@ -202,7 +202,7 @@ async def simulated(experiment, workload):
             ChurnSection(),
             learners=range(experiment.nodes),
         ),
-        roles=experiment.kind.roles(experiment.nodes),
+        roles=experiment.kind.roles(experiment.config, experiment.nodes),
         window_tasks=experiment.window,
     )
     run = asyncio.ensure_future(world.run(lambda: protocol(experiment.config), lambda node: mods[node]))

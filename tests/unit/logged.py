@@ -21,6 +21,7 @@ from node.solver import InlineExecutor, Solver
 from node.tape import Tape
 from node.testing import Quadratic
 from node.topology import build
+from node.world import shapes
 
 RING = TopologySection(kind="ring")
 FULL = TopologySection(kind="full")
@@ -95,9 +96,10 @@ def simulate(folder, make, nodes=8, *, workload=None, topology=RING, mods=(), ch
             Recorder(),
             Tape(),
             churned,
-            roles=make().roles(nodes),
+            roles=(protocol := make()).roles(protocol.config, nodes),
             window_tasks=10**9,
         )
+        world.shapes = shapes(world.workload, protocol.private_layers(protocol.config))
         if folder is not None:
             world.lineage = Log.of_all(folder / "lineage")
         await world.run(make, lambda node: Wrapping(list(mods), []) if mods else None)

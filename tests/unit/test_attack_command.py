@@ -173,6 +173,22 @@ def test_intervals_of_messages_and_final_models_are_shown(run):
     assert "all messages" not in leaks.attacks([run(attacks={"pooled": {}, "final": FINAL})])
 
 
+def test_messages_of_a_single_victim_are_shown_without_interval(run):
+    pooled = {"membership_auc": {"estimate": 0.625, "low": None, "high": None}}
+    shown = leaks.attacks([run(attacks={"pooled": pooled})])
+    assert "<td>all messages, mean</td><td>0.625</td><td>n/a</td>" in shown
+    messages = [{"round": 0, "attacker": 0, "victim": 1, "membership_auc": 0.625}]
+    (line,) = [line for line in findings({"messages": messages, "pooled": pooled}) if "membership_auc" in line]
+    assert line.endswith("highest   0.6250")
+
+
+def test_findings_of_several_tables_are_told_one_after_the_other():
+    lies = {"byzantine": {"attack": "ipm"}, "byzantine#2": {"attack": "alie"}}
+    lines = list(findings({"final": FINAL, "final#2": FINAL, **lies}))
+    assert [line for line in lines if line.startswith("final models of")] == [lines[0]] * 2
+    assert lines[-2:] == ["byzantine: attack ipm", "byzantine#2: attack alie"]
+
+
 @pytest.mark.parametrize(("accounted", "alarms"), [(2.0, 1), (2.5, 0), (None, 0)])
 def test_more_than_was_accounted_is_an_alarm(run, accounted, alarms):
     privacy = {"mechanism": "record", "epsilon": {"mean": accounted, "max": accounted}}

@@ -191,14 +191,33 @@ def test_impossible_counts_are_refused(counts):
         metrics.clopper_pearson(*counts)
 
 
-def test_a_bootstrap_holds_the_estimate_and_depends_on_its_seed_alone():
+FIGURES = {"auc": lambda curve: curve.auc, "tpr": lambda curve: curve.tpr_at(0.1)}
+
+
+def test_intervals_hold_the_estimates_and_depend_on_their_seed_alone():
     scores, members = gaussian(1.0, 200)
-    low, high = metrics.bootstrap(metrics.auc, scores, members, np.random.default_rng(7), resamples=200)
-    assert low < metrics.auc(scores, members) < high
+    found = metrics.intervals(FIGURES, scores, members, np.random.default_rng(7), resamples=200)
+    assert found["auc"].estimate == metrics.auc(scores, members)
+    assert found["tpr"].estimate == metrics.curve(scores, members).tpr_at(0.1)
+    assert all(figure.low < figure.estimate < figure.high for figure in found.values())
     # The standard error of this AUC is about 0.024 (Hanley and McNeil, Radiology 1982).
-    assert high - low == pytest.approx(4 * 0.024, rel=0.3)
-    again = metrics.bootstrap(metrics.auc, scores, members, np.random.default_rng(7), resamples=200)
-    assert (low, high) == again
+    assert found["auc"].high - found["auc"].low == pytest.approx(4 * 0.024, rel=0.3)
+    assert found == metrics.intervals(FIGURES, scores, members, np.random.default_rng(7), resamples=200)
+    assert found != metrics.intervals(FIGURES, scores, members, np.random.default_rng(8), resamples=200)
+
+
+def test_the_interval_of_a_figure_is_the_same_whatever_is_measured_beside_it():
+    scores, members = gaussian(1.0, 100)
+    both = metrics.intervals(FIGURES, scores, members, np.random.default_rng(7), resamples=50)
+    alone = metrics.intervals({"tpr": FIGURES["tpr"]}, scores, members, np.random.default_rng(7), resamples=50)
+    assert both["tpr"] == alone["tpr"]
+    wide = metrics.intervals(FIGURES, scores, members, np.random.default_rng(7), resamples=50, level=0.999)
+    assert wide["auc"].low < both["auc"].low < both["auc"].high < wide["auc"].high
+
+
+def test_intervals_need_members_and_others():
+    with pytest.raises(ConfigError, match="need members and others"):
+        metrics.intervals(FIGURES, np.zeros(2), np.array([True, True]), np.random.default_rng(0))
 
 
 # Bad input
@@ -247,7 +266,9 @@ def test_messages_of_one_victim_count_as_one():
     assert together.estimate == apart.estimate == pytest.approx(values.mean())
 
 
-@pytest.mark.parametrize("values", [[], [0.5], [0.5, 0.7]])
-def test_a_single_victim_has_no_interval(values):
-    none = metrics.mean_interval(np.array(values), np.zeros(len(values), dtype=int), np.random.default_rng(0))
-    assert none is None
+@pytest.mark.parametrize(
+    ("values", "told"), [([], None), ([0.5], (0.5, None, None)), ([0.5, 0.75], (0.625, None, None))]
+)
+def test_a_single_victim_has_a_mean_without_interval(values, told):
+    found = metrics.mean_interval(np.array(values), np.zeros(len(values), dtype=int), np.random.default_rng(0))
+    assert found == told

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node import DeadlineExceeded, Message, Protocol, Unreachable, on
+from node import DeadlineExceeded, Message, Protocol, Unreachable, on, op
 from node.config import (
     ChurnSection,
     DevicesSection,
@@ -38,6 +38,11 @@ class Note(Message, name="test.churn/note/1", key=("number",)):
 
 class Question(Message, name="test.churn/question/1"):
     pass
+
+
+@op(seeded=True)
+def drawn(model, *, rng):
+    return model + rng.standard_normal()
 
 
 def faults(*events, **keys):
@@ -80,6 +85,40 @@ def test_a_node_without_a_checkpoint_starts_anew():
 
     said, _ = told(behave, faults((1.0, 1, "crash"), (5.0, 1, "return")))
     assert said[1] == [(0.0, None), (5.0, None), (8.0, "done")]
+
+
+def test_randomness_of_a_life_without_a_checkpoint_is_none_of_an_earlier_one():
+    """Noise that came again with other numbers under it would cancel in their difference."""
+
+    async def behave(ctx, say):
+        for _ in range(2):
+            model = ctx.apply(drawn, ctx.initial_model())
+            say((ctx.counter, float((await ctx.value(model))[0])))
+            await ctx.sleep(1.0)
+        await ctx.sleep(2.0)
+
+    lives = (2.5, 0, "crash"), (4.0, 0, "return"), (6.5, 0, "crash"), (8.0, 0, "return")
+    said, _ = told(behave, faults(*lives))
+    counters, values = zip(*(what for _, what in said[0]), strict=True)
+    assert counters == (1, 2, 3, 4, 5, 6)
+    assert len(set(values)) == 6
+    still, _ = told(behave, faults())
+    assert [what for _, what in still[0]] == [what for _, what in said[0][:2]]
+    assert said[1] == still[1]
+
+
+def test_randomness_after_a_restore_goes_on_from_the_checkpoint():
+    async def behave(ctx, say):
+        saved = ctx.restore()
+        for _ in range(3 - (saved["drawn"] if saved else 0)):
+            ctx.apply(drawn, ctx.initial_model())
+            say(ctx.counter)
+            await ctx.sleep(1.0)
+            if ctx.counter < 2:
+                await ctx.checkpoint(drawn=1)
+
+    said, _ = told(behave, faults((1.5, 0, "crash"), (4.0, 0, "return")))
+    assert [counter for _, counter in said[0]] == [1, 2, 2, 3]
 
 
 def test_what_is_sent_to_a_node_that_is_away_is_lost_even_if_it_is_back_in_time():

@@ -16,7 +16,8 @@ from node.cli.doctor import Finding
 from node.cli.main import main
 from node.cli.progress import Progress
 from node.config import ExperimentConfig
-from node.record import Recorder, Row
+from node.record import Recorder
+from node.row import Row
 
 TINY = ["--set", "nodes=3", "--set", "protocol.rounds=2", "--set", "topology.kind=full", "--set", "model.name=softmax"]
 TINY_VIRTUAL = ["digits-gossip", "--clock", "virtual", *TINY]

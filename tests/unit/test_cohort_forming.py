@@ -19,6 +19,7 @@ from node.cohorts import (
     by_rendezvous,
     by_speed,
     cohort_file,
+    completed,
     dissolved,
     distance_costs,
     favourite,
@@ -555,3 +556,43 @@ def test_predicted_rounds_hardly_fall_beyond_the_noise_scale():
     assert predicted_rounds(100, 10, 10, 20) == pytest.approx(75)
     assert predicted_rounds(100, 1000, 10, 10) == pytest.approx(198, abs=0.1)
     assert predicted_rounds(100, 10, math.inf, 20) == 50
+
+
+# Round trips that not everybody has measured
+
+
+def test_what_was_measured_by_either_is_taken_and_the_rest_is_the_shortest_way():
+    known = completed({3: {5: 2.0, 9: 10.0}, 5: {9: 1.0}, 9: {}})
+    assert known.tolist() == [[0, 2, 3], [2, 0, 1], [3, 1, 0]]
+
+
+def test_nodes_without_a_way_are_twice_as_far_as_any():
+    known = completed({0: {1: 4.0}, 1: {}, 2: {3: 1.0}, 3: {2: 0.5}})
+    assert known[0, 1] == known[1, 0] == 4.0
+    assert known[2, 3] == known[3, 2] == 0.5
+    assert (known[:2, 2:] == 8.0).all()
+
+
+def test_what_is_no_time_or_of_a_stranger_is_passed_over():
+    known = completed({0: {1: math.inf, 7: 0.1}, 1: {0: 3.0}, 2: {0: -1.0, 1: math.nan}})
+    assert known[0, 1] == 3.0
+    assert known[0, 2] == pytest.approx(0, abs=1e-5)
+    assert np.isfinite(completed({0: {}, 1: {}})).all()
+
+
+@given(st.integers(6, 40), st.integers(0, 99))
+def test_a_few_round_trips_find_two_places(nodes, seed):
+    """Each node measures five others of its own place and five others, far away: all ways within a place are short."""
+    place = [node % 2 for node in range(nodes)]
+    rng = rng_of(seed)
+    measured = {
+        node: {
+            int(peer): (1.0 if place[peer] == place[node] else 50.0) + float(rng.random())
+            for peer in [*rng.permutation(range(place[node], nodes, 2))[:5], *rng.permutation(nodes)[:5]]
+            if peer != node
+        }
+        for node in range(nodes)
+    }
+    cohorts, medoids = by_latency(range(nodes), completed(measured), 2, rng)
+    assert {len({place[node] for node in members}) for members in cohorts} == {1}
+    assert {place[medoid] for medoid in medoids} == {0, 1}

@@ -11,7 +11,7 @@ from node import Context, Message, Protocol, on
 from node.config import NetworkSection
 from node.testing import Quadratic, run_protocol
 from protocols import forming
-from protocols.cohort_round import RunningMean
+from protocols.running_sum import RunningSum
 from protocols.versions import Absent, Shelf, Version, Wanted
 
 PLACE = {"network": NetworkSection(latency_s=1.0, up_bps=1e30, down_bps=1e30)}
@@ -107,19 +107,19 @@ def test_all_nodes_know_the_seed_each_other_and_what_they_hold_out():
 
 
 @given(order=st.permutations(range(6)), window=st.integers(1, 7), missing=st.integers(0, 5))
-def test_a_running_mean_is_the_mean_in_whatever_order_models_come(order, window, missing):
-    weights = {member: member + 1 for member in range(6)}
+def test_a_running_sum_is_the_sum_in_whatever_order_models_come(order, window, missing):
+    weights = {member: (member + 1) / 21 for member in range(6)}
     there = order[missing:]
 
     async def behave(ctx):
         models = [ctx.mix([ctx.initial_model(draw=1 + member)]) for member in range(6)]
-        mean = RunningMean(ctx, weights, window)
+        running = RunningSum(ctx, weights, window)
         for member in there:
-            mean.add(member, models[member])
-        value = await ctx.value(mean.mean())
-        direct = await ctx.value(ctx.mix(models, [(member + 1) / 21 for member in range(6)]))
+            running.add(member, models[member], weights[member])
+        value = await ctx.value(running.total())
+        direct = await ctx.value(ctx.mix(models, list(weights.values())))
         each = [await ctx.value(model) for model in models]
-        return value, direct, sum(weights[m] * each[m] for m in there) / sum(weights[m] for m in there)
+        return value, direct, sum(weights[m] * each[m] for m in there)
 
     value, direct, expected = at_node_0(behave, nodes=1)
     assert value == pytest.approx(expected)
@@ -127,9 +127,9 @@ def test_a_running_mean_is_the_mean_in_whatever_order_models_come(order, window,
         assert value.tobytes() == direct.tobytes()
 
 
-def test_a_running_mean_of_nobody_is_none():
+def test_a_running_sum_of_nobody_is_none():
     async def behave(ctx):
-        return RunningMean(ctx, {1: 1.0}, 4).mean()
+        return RunningSum(ctx, [1], 4).total()
 
     assert at_node_0(behave) is None
 
@@ -184,6 +184,33 @@ def test_a_shelf_survives_a_restart_and_lets_go_of_what_nobody_needs():
         return [(again[name].best, str(again[name].losses)) for name in ("aa", "bb")], "cc" in again, "" in again
 
     assert at_node_0(behave) == ([("", "(0.1, nan)"), ("aa", "(0.1, nan)")], False, True)
+
+
+def test_a_shelf_keeps_what_goes_with_a_model():
+    async def behave(ctx):
+        model, moment = ctx.initial_model(draw=1), ctx.initial_model(draw=2)
+        shelf, again = Shelf(ctx, 9.0), Shelf(ctx, 9.0)
+        shelf.add(Version(digest="aa", model=model, state={"mean": moment, "control": model}, sampler=b"\x00\xff"))
+        shelf.add(Version(digest="aabb", model=model, losses=(2.0,)))
+        again.restore(shelf.state())
+        held = again["aa"]
+        values = [await ctx.value(tensor) for tensor in (*held.tensors, model, moment)]
+        return values, sorted(held.state), held.sampler, again["aabb"].state, again["aabb"].sampler
+
+    (model, control, mean, *expected), names, sampler, *plain = at_node_0(behave)
+    assert [model.tobytes(), mean.tobytes()] == [tensor.tobytes() for tensor in expected]
+    assert control.tobytes() == model.tobytes()
+    assert (names, sampler, plain) == (["control", "mean"], b"\x00\xff", [{}, b""])
+
+
+def test_a_digest_is_of_all_tensors_in_their_order():
+    async def behave(ctx):
+        one, other = ctx.initial_model(draw=1), ctx.initial_model(draw=2)
+        return [await ctx.digest(*tensors) for tensors in ((one,), (one, other), (other, one), (one, other))]
+
+    alone, both, swapped, again = at_node_0(behave)
+    assert both == again
+    assert len({alone, both, swapped}) == 3
 
 
 # Forming

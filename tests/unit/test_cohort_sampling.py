@@ -9,10 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from node.cohorts import Oort, OortSection, Seen, by_capacity, generator, number_to_ask, statistical_utility, uniform
+from node.cohorts import (
+    Oort,
+    OortSection,
+    Seen,
+    Speeds,
+    by_capacity,
+    generator,
+    number_to_ask,
+    statistical_utility,
+    uniform,
+)
 from node.cohorts.oort import slowness, staleness
 from node.cohorts.sampling import capacity_shares
-from node.errors import ConfigError
+from node.errors import ConfigError, ProtocolError
 
 MANY = 20_000
 
@@ -326,3 +336,72 @@ def test_it_is_the_clipping_that_holds_them_back():
     """Without any rest for those who were asked often; the paper's quantile lets them fill the rounds."""
     assert max(share_of_flipped(100, seed, most_times=0) for seed in range(3)) <= 3
     assert share_of_flipped(100, 0, most_times=0, clip_quantile=0.95) > 3
+
+
+# What a successor goes on from
+
+
+def test_speeds_are_those_of_the_last_answers():
+    speeds = Speeds()
+    speeds.observe({1: 1.0, 2: 1.0, 3: 1.0, 4: 40.0})
+    drawn = [speeds.select(range(1, 5), 2, rng_of(seed)) for seed in range(300)]
+    assert sum(4 in chosen for chosen in drawn) < 60
+    speeds.observe({4: 1.0})
+    drawn = [speeds.select(range(1, 5), 2, rng_of(seed)) for seed in range(300)]
+    assert 110 < sum(4 in chosen for chosen in drawn) < 190
+
+
+def test_who_has_never_answered_is_as_fast_as_most():
+    speeds = Speeds()
+    assert len(speeds.select(range(5), 3, rng_of(0))) == 3
+    speeds.observe({0: 1.0, 1: 4.0, 2: 8.0})
+    drawn = [speeds.select(range(4), 1, rng_of(seed))[0] for seed in range(600)]
+    counts = np.bincount(drawn, minlength=4)
+    assert counts[0] > counts[3] > counts[2]
+
+
+def test_a_successor_draws_by_the_same_speeds():
+    speeds, successor = Speeds(), Speeds()
+    speeds.observe({5: 0.1, 2: 3.7, 9: 1.0})
+    successor.restore(speeds.state())
+    assert successor.state() == speeds.state()
+    assert all(successor.select(range(12), 4, rng_of(i)) == speeds.select(range(12), 4, rng_of(i)) for i in range(20))
+
+
+@pytest.mark.parametrize("time_s", [0.0, -1.0, math.inf, math.nan])
+def test_a_time_that_is_none_is_no_speed(time_s):
+    speeds = Speeds()
+    speeds.observe({1: time_s})
+    assert speeds.state() == b""
+
+
+def numbers(*values):
+    return np.array(values, dtype="<f8").tobytes()
+
+
+@pytest.mark.parametrize("state", [b"1", numbers(1.0), numbers(1.0, 0.0), numbers(2.0, math.nan)])
+def test_speeds_that_cannot_be_are_refused(state):
+    with pytest.raises(ProtocolError, match="not the state of a sampler"):
+        Speeds().restore(state)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"1",
+        b"",
+        numbers(1.0, 0.9, 60.0),
+        numbers(1.0, 0.9, 60.0, 2.0, 5.0),
+        numbers(1.0, 0.9, math.nan, 0.0),
+        numbers(1.0, 0.9, 60.0, math.inf),
+        numbers(1.0, 0.9, 60.0, -3.0, 1.0),
+        numbers(1.0, 0.9, 60.0, 0.0, 1.0, 2.0, 3.0, 4.0),
+        numbers(1.0, 0.9, 60.0, 0.0, 1.0, 2.0, -3.0, 4.0, 1.0),
+    ],
+)
+def test_a_state_of_oort_that_cannot_be_is_refused_and_changes_nothing(state):
+    sampler = Oort(OortSection(), dict.fromkeys(range(4), 1.0))
+    before = sampler.state()
+    with pytest.raises(ProtocolError, match="not the state of a sampler"):
+        sampler.restore(state)
+    assert sampler.state() == before

@@ -263,8 +263,8 @@ def test_statistics_of_all_records_are_warned_of(mechanism):
 
 
 def test_what_a_protocol_shows_besides_models_is_told():
-    assert side_channels(Chooses) == ("who is contacted", "head id")
-    assert side_channels(DPSGD) == ()
+    assert side_channels(Chooses, Chooses.Config()) == ("who is contacted", "head id")
+    assert side_channels(DPSGD, DPSGD.Config()) == ()
     [line, last] = warned(RECORD, protocol=Chooses)
     assert "(who is contacted, head id)" in line
     assert last == TUNED

@@ -88,7 +88,7 @@ def test_the_log_names_the_node():
 
 class Served(Protocol):
     @classmethod
-    def roles(cls, nodes):
+    def roles(cls, config, nodes):
         return {1: "server"}
 
 

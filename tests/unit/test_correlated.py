@@ -16,12 +16,12 @@ from node.privacy.correlated import (
     cancelling_residual,
     cancelling_variance,
     decorrelate,
-    pairwise_covariance,
     pairwise_noise,
     pairwise_residual,
     share,
     zip_shares,
 )
+from node.privacy.eavesdropper import pairwise_covariance
 from node.privacy.keys import PairSecrets
 from node.privacy.noise import Seeded, seeded
 

@@ -31,7 +31,8 @@ from node.experiment.fairness import (
 )
 from node.experiment.result import Result, fairness_of, write_run
 from node.experiment.setup import prepare
-from node.record import Recorder, Row
+from node.record import Recorder
+from node.row import Row
 
 LABELS = [0, 0, 1, 1, 2, 2]
 TAKEN_FOR = [[0, 0, 1, 1, 2, 0], [0, 1, 1, 2, 2, 1]]

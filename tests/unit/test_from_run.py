@@ -104,6 +104,103 @@ def test_a_mix_adds_up_and_the_initial_model_says_nothing():
     assert row(steps, 3) == {Variable((1,), 1, 0): 0.25, Variable((2,), 2, 0): 1.0}
 
 
+def part(node, value, of, start, stop, op="node.learn.parts:part"):
+    return made(node, value, op, of, start=start, stop=stop)
+
+
+def with_head(core=2):
+    """Values 1 to 4: an update, its core of five elements, its head of two, and ``core`` with this head."""
+    return [update(1, 1), part(1, 2, 1, 0, 5), part(1, 3, 1, 5, 7), made(1, 4, "node.learn.parts:join", core, 3)]
+
+
+@pytest.mark.parametrize("core", [0, 2])
+def test_nobody_may_receive_a_model_with_its_head(core):
+    with pytest.raises(ConfigError, match=r"op node\.learn\.parts:join of node 1 shares the head of a model"):
+        told([*with_head(core), Arrived(0, 1, (4,))])
+
+
+OF_JOINED = {
+    "trained": made(1, 5, "learn:train", 4),
+    "noised": update(1, 5, before=4),
+    "mixed": mix(1, 5, v1=0.5, v4=0.5),
+    "mixed with a longer core": made(1, 5, "learn:mix", 4, 4, weights=(0.5, 0.5)),
+    "scaled": made(1, 5, "node.arithmetic:scale", 4, by=0.5),
+    "shifted": made(1, 5, "node.arithmetic:shift", 1, 4, 0),
+    "under other noise": made(1, 5, "node.privacy.mechanisms:noised", 4, deviation=1.0),
+    "joined again": made(1, 5, "node.learn.parts:join", 4, 3),
+    "too long a part": part(1, 5, 4, 0, 6),
+    "its head": part(1, 5, 4, 5, 7),
+    "shares": made(1, 5, "node.privacy.correlated:zip_shares", 4, weights=(0.5, 0.5), deviation=1.0),
+}
+
+
+@pytest.mark.parametrize("step", OF_JOINED.values(), ids=OF_JOINED)
+def test_nothing_made_of_a_head_may_be_received(step):
+    with pytest.raises(ConfigError, match="shares the head of a model"):
+        told([*with_head(), step, Arrived(0, 1, (5,))])
+
+
+def test_a_masked_head_is_refused_with_its_sum():
+    masked = made(1, 5, "node.privacy.masking:masked", 4, weight=1.0, round=0, receiver=0, senders=[1])
+    with pytest.raises(ConfigError, match="shares the head of a model"):
+        told([*with_head(), masked, Arrived(0, 1, (5,))])
+
+
+def test_the_core_of_a_model_that_was_trained_with_its_head_is_the_trained_core():
+    trained = [update(1, 5, before=4, noise=2.0), part(1, 6, 5, 0, 5)]
+    steps = [*with_head(), *trained, Arrived(0, 1, (2, 6))]
+    assert row(steps, 6) == {Variable((1,), 1, 0): 1.0, Variable((1,), 5, 0): 2.0}
+    assert list(told(steps).lineage.sources) == [Input(1, 0), Input(1, 1)]
+    with pytest.raises(ConfigError, match="shares the head of a model"):
+        told([*steps, part(1, 7, 5, 0, 7), Arrived(0, 1, (7,))])
+
+
+def test_a_core_is_as_long_as_the_parts_that_it_was_mixed_from():
+    others = [update(2, 11), part(2, 12, 11, 0, 5), mix(1, 13, v12=0.5, v2=0.5)]
+    joined = [made(1, 14, "node.learn.parts:join", 13, 3), part(1, 15, 14, 0, 5), part(1, 16, 14, 0, 6)]
+    steps = [*with_head(), *others, *joined]
+    assert row([*steps, Arrived(0, 1, (15,))], 15) == {Variable((1,), 1, 0): 0.5, Variable((2,), 11, 0): 0.5}
+    with pytest.raises(ConfigError, match=r"op node\.learn\.parts:part of node 1 shares the head"):
+        told([*steps, Arrived(0, 1, (16,))])
+
+
+def test_of_a_core_of_unknown_length_no_part_is_told():
+    steps = [*with_head(core=1), part(1, 5, 4, 0, 5), Arrived(0, 1, (5,))]
+    with pytest.raises(ConfigError, match="shares the head of a model"):
+        told(steps)
+
+
+class WithHeads(Protocol):
+    """Sends cores, or, with ``whole``, a public core with a head that was learned."""
+
+    class Config(Protocol.Config):
+        whole: bool = False
+        head_layers: int = 1
+
+    @classmethod
+    def private_layers(cls, config):
+        return config.head_layers
+
+    async def run(self, ctx: Context) -> Ref:
+        model = ctx.initial_model()
+        first, _ = ctx.split(model)
+        for round in range(2):
+            core, head = ctx.split(await ctx.train(model))
+            sent = ctx.join(first, head) if self.config.whole else core
+            await ctx.send(ctx.neighbours(round), Model(round=round, model=sent))
+            heard = await ctx.collect(Model, frm=ctx.sources(round), round=round)
+            mixed = ctx.mix([sent, *(m.model for m in heard.values())], ctx.weights(heard, round))
+            model = mixed if self.config.whole else ctx.join(mixed, head)
+        return model
+
+
+def test_a_protocol_that_sends_heads_gets_no_figure_and_one_that_sends_cores_does(tmp_path):
+    steps = steps_of(tmp_path / "cores", WithHeads, mods=[Noise()])
+    assert told(steps).is_clipped
+    with pytest.raises(ConfigError, match=r"op quadratic:join of node \d shares the head of a model"):
+        told(steps_of(tmp_path / "whole", lambda: WithHeads(WithHeads.Config(whole=True)), mods=[Noise()]))
+
+
 def test_contributions_of_a_node_are_numbered():
     steps = [update(1, 1), update(1, 2, before=1), update(2, 3), Arrived(0, 1, (1, 2)), Arrived(0, 2, (3,))]
     assert list(told(steps).lineage.sources) == [Input(1, 0), Input(1, 1), Input(2, 0)]
@@ -112,8 +209,9 @@ def test_contributions_of_a_node_are_numbered():
 def test_a_core_counts_as_the_model_and_a_head_is_refused():
     core = [update(1, 1), made(1, 2, "node.learn.parts:part", 1, start=0, stop=5)]
     head = made(1, 3, "node.learn.parts:part", 1, start=5, stop=7)
-    joined = [made(1, 4, "node.learn.parts:join", 2, 3), Arrived(0, 1, (4,))]
-    assert row([*core, head, *joined], 4) == {Variable((1,), 1, 0): 1.0}
+    joined = made(1, 4, "node.learn.parts:join", 2, 3)
+    again = [made(1, 5, "node.learn.parts:part", 4, start=0, stop=5), Arrived(0, 1, (5,))]
+    assert row([*core, head, joined, *again], 5) == {Variable((1,), 1, 0): 1.0}
     with pytest.raises(ConfigError, match=r"op node\.learn\.parts:part of node 1 shares the head of a model"):
         told([*core, head, Arrived(0, 1, (3,))])
 
@@ -162,11 +260,11 @@ def test_shares_cancel_when_mixed_and_vary_as_they_should(weights):
     assert lineage.matrix([30])[0, drawn] == pytest.approx(0.0, abs=1e-12)
 
 
-def masked(senders, missing=(), receiver=0):
+def masked(senders, missing=(), receiver=0, **options):
     """The log of one masked sum: values of the senders, and what came to the receiver."""
     steps = []
     for sender in senders:
-        static = {"weight": 0.25, "round": 2, "receiver": receiver, "senders": list(senders)}
+        static = {"weight": 0.25, "round": 2, "receiver": receiver, "senders": list(senders), **options}
         steps += [update(sender, sender, noise=2.0)]
         steps += [made(sender, sender + 10, "node.privacy.masking:masked", sender, **static)]
         steps += [] if sender in missing else [Arrived(receiver, sender, (sender + 10,))]
@@ -189,6 +287,19 @@ def test_an_incomplete_masked_sum_says_nothing():
     told_ = told(steps)
     assert [record.value for record in told_.lineage.received] == [5]
     assert (1, 0) in told_.links
+
+
+@pytest.mark.parametrize("missing", [(), (3,)])
+def test_of_a_recoverable_sum_what_was_opened_is_known(missing):
+    """A part that comes too late says nothing, even with all others of its sum."""
+    arrived = masked((1, 2, 3, 4), missing, recoverable=True)
+    assert told(arrived).lineage.received == []
+    steps = [*arrived, made(0, 30, "node.privacy.masking:unmasked", 11, 12, 14, added=["00"], removed=["01"])]
+    accountant = NetworkAccountant(told(steps).lineage, {0})
+    assert accountant.rank == 1
+    assert [accountant.leverage(node) for node in (1, 2, 4)] == pytest.approx([1 / 3] * 3)
+    assert [record.node for record in told(steps).lineage.received] == [0]
+    assert (1, 0) in told(steps).links
 
 
 def test_who_sends_its_part_twice_is_one_sender():
@@ -428,3 +539,20 @@ def test_a_run_without_noise_gives_everything_away(tmp_path):
     run = told(steps_of(tmp_path, averaging(3)))
     assert not run.is_clipped
     assert NetworkAccountant(run.lineage, {1}).mu(0) == math.inf
+
+
+@pytest.mark.parametrize("is_recoverable", [False, True])
+def test_parts_may_be_added_up_before_they_are_opened(is_recoverable):
+    arrived = masked((1, 2, 3, 4), recoverable=is_recoverable)
+    summed = made(0, 30, "node.privacy.masking:summed", 11, 12, 13)
+    opened = made(0, 31, "node.privacy.masking:unmasked", 30, 14)
+    assert len(told([*arrived, summed]).lineage.received) == (not is_recoverable)
+    accountant = NetworkAccountant(told([*arrived, summed, opened]).lineage, {0})
+    assert accountant.rank == 1
+    assert [accountant.leverage(node) for node in (1, 2, 3, 4)] == pytest.approx([1 / 4] * 4)
+
+
+def test_what_is_not_masked_is_no_part_of_a_sum():
+    added = made(0, 30, "node.privacy.masking:summed", 11, 1)
+    with pytest.raises(ConfigError, match="adds up what is not masked"):
+        told([*masked((1, 2, 3)), added, Arrived(5, 0, (30,))])

@@ -98,8 +98,8 @@ def test_noise_for_those_who_may_go_is_warned_of():
     assert not says(warned("secagg", "protocol.deadline_s=1"), DROPOUT)
 
 
-def test_one_address_links_all_chunks():
-    assert says(warned("shatter"), "unlinkability is not provided")
+def test_a_host_and_the_time_link_what_virtual_nodes_do():
+    assert says(warned("shatter"), "virtual nodes of one host share its network address")
 
 
 def test_a_real_run_with_secrets_from_the_seed_is_warned_of():

@@ -52,10 +52,10 @@ def test_every_purpose_pair_round_receiver_and_run_has_a_stream_of_its_own(made)
     streams = [
         words(made(me, run), peer, round, receiver, purpose=purpose)
         for run in (b"a", b"b")
-        for purpose in ("decor", "secagg")
+        for purpose in ("decor", "secagg", "share")
         for me, peer in ((0, 1), (0, 2), (1, 2))
-        for round in (0, 1, 2**31)
-        for receiver in (0, 1, 2**40)
+        for round in (0, 1, 2**31, 2**32, 2**63)
+        for receiver in (0, 1, 2**31)
     ]
     assert len({tuple(stream) for stream in streams}) == len(streams)
 
@@ -106,15 +106,27 @@ def test_a_run_without_a_name_is_refused():
             made(0, run=b"")
 
 
-@pytest.mark.parametrize("round", [-1, 2**32])
-def test_rounds_beyond_the_nonce_are_refused(round):
-    with pytest.raises(ProtocolError, match=f"round {round} has no keystream"):
-        seeded(0).stream("decor", 1, round)
+@pytest.mark.parametrize(("round", "receiver"), [(-1, 0), (2**64, 0), (0, -1), (0, 2**32)])
+def test_rounds_and_receivers_beyond_the_nonce_are_refused(round, receiver):
+    with pytest.raises(ProtocolError, match=f"round {round} has no keystream for node {receiver}"):
+        seeded(0).stream("decor", 1, round, receiver)
 
 
-def test_nobody_shares_a_secret_with_itself():
-    with pytest.raises(ProtocolError, match="node 2 shares no secret with itself"):
-        seeded(2).stream("decor", 2, 0)
+def test_a_node_shares_with_itself_what_is_its_own_and_nothing_else():
+    for purpose, peer in (("decor", 2), ("secagg", 2), ("share", 2), ("self", 1)):
+        with pytest.raises(ProtocolError, match=f"node 2 shares no secret with node {peer} for '{purpose}'"):
+            seeded(2).stream(purpose, peer, 0)
+
+
+@pytest.mark.parametrize("made", MADE.values(), ids=MADE)
+def test_what_is_a_node_s_own_follows_from_its_secret_key_and_from_nobody_else_s(made):
+    own = [
+        words(made(me), me, round, receiver, purpose="self") for me in (1, 2) for round, receiver in ((0, 1), (1, 0))
+    ]
+    assert len({tuple(stream) for stream in own}) == 4
+    assert words(made(1), 1, 0, 1, purpose="self") == own[0]
+    assert words(made(1, b"b"), 1, 0, 1, purpose="self") != own[0]
+    assert own[0] != words(made(1), 2, 0, 1, purpose="secagg")
 
 
 def test_what_is_kept_on_disk_is_named_by_run_node_and_secrets():

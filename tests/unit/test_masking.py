@@ -1,37 +1,35 @@
-"""Secure aggregation: the sum comes out, nothing else does, and no mask is used or revealed twice."""
+"""Secure aggregation: the sum comes out, nothing else does, and no mask is used twice."""
 
 import numpy as np
 import pytest
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.errors import BadSignature, ComputeError, ProtocolError
+from node.errors import ComputeError, ProtocolError
 from node.op import Key, Spec, Task
-from node.privacy.keys import PairSecrets, Rounds
+from node.privacy.keys import PairSecrets
 from node.privacy.masking import (
     FARTHEST,
     LIMIT,
     SCALE,
-    Contributions,
-    Gathering,
+    SEED_WORDS,
     MaskedSum,
-    Survivors,
-    correction,
     mask,
     masked,
+    own_stream,
+    pair_seed,
     plausible,
     quantise,
+    summed,
     unmask,
     unmasked,
 )
+from node.privacy.sharing import field_words
 
 RUN = b"run"
 RECEIVER = 99
-SIGNING = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = SIGNING.public_key().public_bytes_raw()
 
 
 def sum_of(senders=5, round=0, receiver=RECEIVER):
@@ -160,119 +158,35 @@ def test_every_sum_has_a_digest_of_its_own():
     assert sum_of().digest == sum_of().digest
 
 
-def test_nobody_takes_part_in_two_sums_of_one_round_and_receiver():
-    book = Contributions(0, Rounds())
-    book.begin(sum_of())
-    for total in (sum_of(), sum_of(4)):
-        with pytest.raises(ProtocolError, match="round 0 for node 99 comes after round 0"):
-            book.begin(total)
-    book.begin(sum_of(round=1))
-    book.begin(sum_of(receiver=8))
+# Masks of one's own
 
 
-def test_only_senders_take_part():
-    with pytest.raises(ProtocolError, match=r"node 7 is not among the senders \(0, 1, 2, 3, 4\)"):
-        Contributions(7, Rounds()).begin(sum_of())
+def test_a_mask_of_its_own_hides_a_part_whose_common_ones_are_known():
+    total, model = sum_of(), models(1, 2000)[0]
+    single, double = (mask(model, total, secrets(0), recoverable) for recoverable in (False, True))
+    common = [total.key(pair_seed(total, peer, secrets(0))) for peer in (1, 2, 3, 4)]
+    torch.testing.assert_close(unmask([single], removed=common), model, rtol=1e-6, atol=1 / SCALE)
+    assert float(unmask([double], removed=common).abs().mean()) > LIMIT / 4
+    own = total.key(field_words(own_stream(total, secrets(0)), SEED_WORDS))
+    assert torch.equal(unmask([double], removed=[*common, own]), unmask([single], removed=common))
 
 
-def test_a_gathering_counts_each_sender_once_and_in_time():
-    total = sum_of(3)
-    gathering = Gathering(total)
-    assert gathering.heard(1, total.digest)
-    assert not gathering.heard(1, total.digest)
-    assert not gathering.heard(2, sum_of(4).digest)
-    assert not gathering.heard(5, total.digest)
-    assert gathering.missing == (0, 2)
-    assert gathering.heard(0, total.digest)
-    assert gathering.close() == (0, 1)
-    assert not gathering.heard(2, total.digest)
-    assert gathering.missing == (2,)
+def test_both_ends_make_the_same_of_a_seed_and_every_sum_something_else():
+    total, later = sum_of(), sum_of(round=1)
+    seeds = [pair_seed(which, *ends) for which in (total, later) for ends in ((1, secrets(0)), (0, secrets(1)))]
+    assert np.array_equal(seeds[0], seeds[1])
+    assert np.array_equal(seeds[2], seeds[3])
+    assert not np.intersect1d(seeds[0], seeds[2]).size
+    assert (len(seeds[0]), seeds[0].dtype) == (SEED_WORDS, np.uint32)
+    named = [sum_of(), sum_of(4), sum_of(round=1), sum_of(receiver=8)]
+    assert len({which.key(seeds[0]) for which in named} | {total.key(seeds[2])}) == 5
 
 
-# Dropouts
-
-
-def begun(senders=5):
-    books = [Contributions(me, Rounds()) for me in range(senders)]
-    for book in books:
-        book.begin(sum_of(senders))
-    return books
-
-
-@given(st.integers(4, 8), st.data())
-@settings(max_examples=25, deadline=None)
-def test_survivors_sums_come_out_once_they_reveal_the_masks_of_the_dead(senders, data):
-    alive = data.draw(st.sets(st.integers(0, senders - 1), min_size=3, max_size=senders - 1))
-    total, vectors = sum_of(senders), models(senders)
-    signed = Survivors.signed(total, tuple(alive), SIGNING.sign)
-    values, corrections = [], []
-    for me, book in enumerate(begun(senders)):
-        if me in alive:
-            dead = book.reveal(total, signed, PUBLIC)
-            values.append(mask(vectors[me], total, secrets(me)))
-            corrections.append(correction(total, dead, secrets(me), 50))
-    found = unmask(values, corrections).double()
-    torch.testing.assert_close(found, plain([vectors[i] for i in alive]), rtol=1e-6, atol=len(alive) / SCALE)
-    assert float(unmask(values).abs().mean()) > LIMIT / 8
-
-
-def test_masks_are_revealed_once():
-    total = sum_of()
-    book = begun()[0]
-    for alive in ((0, 1, 2, 3), (0, 1, 2, 4)):
-        signed = Survivors.signed(total, alive, SIGNING.sign)
-        if alive == (0, 1, 2, 3):
-            assert book.reveal(total, signed, PUBLIC) == (4,)
-        else:
-            with pytest.raises(ProtocolError, match="nothing to reveal for node 99 in round 0: once, and in time"):
-                book.reveal(total, signed, PUBLIC)
-
-
-def test_masks_are_revealed_neither_late_nor_of_sums_without_oneself():
-    book = begun()[0]
-    book.begin(sum_of(round=1))
-    for total in (sum_of(), sum_of(round=2), sum_of(receiver=8), sum_of(4, round=1)):
-        with pytest.raises(ProtocolError, match="nothing to reveal"):
-            book.reveal(total, Survivors.signed(total, (0, 1, 2), SIGNING.sign), PUBLIC)
-
-
-def test_only_the_receivers_signature_on_this_very_sum_counts():
-    total, other = sum_of(), sum_of(round=1)
-    stranger = Ed25519PrivateKey.from_private_bytes(bytes(32))
-    good = Survivors.signed(total, (0, 1, 2), SIGNING.sign)
-    bad = [
-        Survivors.signed(total, (0, 1, 2), stranger.sign),
-        Survivors.signed(other, (0, 1, 2), SIGNING.sign),
-        Survivors((0, 1, 3), good.signature),
-        Survivors((0, 1, 2), bytes(64)),
-        Survivors((0, 1, 2), b""),
-    ]
-    book = begun()[0]
-    for survivors in bad:
-        with pytest.raises(BadSignature, match="who sent to node 99 in round 0 is not signed by it"):
-            book.reveal(total, survivors, PUBLIC)
-    with pytest.raises(BadSignature):
-        book.reveal(total, good, b"no key")
-    assert book.reveal(total, good, PUBLIC) == (3, 4)  # what was refused has used nothing up
-
-
-@pytest.mark.parametrize("alive", [(0, 1), (), (0, 1, 2, 3, 4), (0, 1, 7), (0, 1, 1, 2)])
-def test_sets_of_survivors_that_make_no_sense_are_refused(alive):
-    total = sum_of()
-    with pytest.raises(ProtocolError, match=r"allowed are at least 3 of them, and not all: drop the round"):
-        begun()[0].reveal(total, Survivors.signed(total, alive, SIGNING.sign), PUBLIC)
-
-
-def test_nobody_helps_to_expose_himself():
-    total = sum_of()
-    with pytest.raises(ProtocolError, match="node 4 is declared dead to itself"):
-        begun()[4].reveal(total, Survivors.signed(total, (0, 1, 2, 3), SIGNING.sign), PUBLIC)
-
-
-def test_what_is_revealed_opens_no_other_sum():
-    total, later = sum_of(4), sum_of(4, round=1)
-    revealed = correction(total, (3,), secrets(0), 200)
-    assert not np.intersect1d(words(revealed), words(correction(later, (3,), secrets(0), 200))).size
+def test_what_hides_a_sum_is_added_and_taken_away():
+    total, (model,) = sum_of(), models(1)
+    value, keys = mask(model, total, secrets(0)), [total.key(np.full(SEED_WORDS, i, np.uint32)) for i in range(3)]
+    assert torch.equal(unmask([value], added=keys, removed=keys[::-1]), unmask([value]))
+    assert not torch.equal(unmask([value], added=keys), unmask([value], added=keys[:2]))
 
 
 # Ops
@@ -283,16 +197,21 @@ def test_the_ops_weigh_mask_and_sum():
     values = []
     for me, (vector, weight) in enumerate(zip(vectors, weights, strict=True)):
         op = masked(secrets(me))
-        static = {"weight": weight, "round": 4, "receiver": RECEIVER, "senders": (0, 1, 2)}
+        static = {"weight": weight, "round": 4, "receiver": RECEIVER, "senders": (0, 1, 2), "recoverable": False}
         assert op.spec([Spec((50,))], static) == Spec((50,), "int32")
         value = op.solve(Task((vector,), static, Key(0, me, 0)))
         assert value.dtype == torch.int32
         assert torch.equal(value, mask(vector * weight, sum_of(3, round=4), secrets(me)))
+        own = op.solve(Task((vector,), {**static, "recoverable": True}, Key(0, me, 0)))
+        assert torch.equal(own, mask(vector * weight, sum_of(3, round=4), secrets(me), recoverable=True))
         values.append(value)
     assert unmasked.spec([Spec((50,), "int32")], {}) == Spec((50,))
     found = unmasked.solve(Task(tuple(values), {}, Key(0, 99, 0)))
     expected = plain([vector * weight for vector, weight in zip(vectors, weights, strict=True)])
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=2 / SCALE)
+    key = bytes(range(32))
+    hidden = unmasked.solve(Task(tuple(values), {"added": (key.hex(),), "removed": ()}, Key(0, 99, 0)))
+    assert torch.equal(hidden, unmask(values, added=[key]))
 
 
 def judged(total, own, senders=3, weight=0.75):
@@ -331,3 +250,37 @@ def test_what_is_masked_and_summed_is_left_as_it_was():
     unmask([value, value])
     assert torch.equal(vector, before)
     assert torch.equal(value, kept)
+
+
+# What a receiver says of weights
+
+
+def weighed(*weights):
+    return MaskedSum(RUN, 0, RECEIVER, tuple(range(len(weights))), weights)
+
+
+def test_weights_are_part_of_what_a_sum_is():
+    """Who was told others has another sum: its masks do not cancel, and its shares open nothing."""
+    digests = {total.digest for total in (sum_of(3), weighed(1.0, 2.0, 3.0), weighed(1.0, 2.0, 1e-9))}
+    assert len(digests) == 3
+    told = [weighed(1.0, 2.0, 3.0)] * 2 + [weighed(1.0, 2.0, 1e-9)]
+    vectors = models(3, 2000)
+    parts = [mask(vector, total, secrets(me)) for me, (vector, total) in enumerate(zip(vectors, told, strict=True))]
+    assert float(unmask(parts).abs().mean()) > 500
+    alike = [mask(vector, told[0], secrets(me)) for me, vector in enumerate(vectors)]
+    assert unmask(alike).numpy() == pytest.approx(plain(vectors).numpy(), abs=3 / SCALE)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0), (1.0, 2.0, 0.0), (1.0, -2.0, 3.0), (1.0, float("nan"), 1.0)])
+def test_weights_that_are_none_are_refused(weights):
+    with pytest.raises(ProtocolError, match="each has one, finite, above 0"):
+        MaskedSum(RUN, 0, RECEIVER, (0, 1, 2), weights)
+
+
+@given(order=st.permutations(range(6)), cut=st.integers(1, 5))
+def test_parts_are_added_up_in_any_order_and_grouping(order, cut):
+    parts = [mask(vector, sum_of(6), secrets(me)) for me, vector in enumerate(models(6))]
+    first, *rest = (parts[place] for place in order)
+    held = summed.solve(Task((first, *rest[: cut - 1]), {}, Key(0, 99, 0)))
+    assert held.dtype == torch.int32
+    assert torch.equal(unmask([held, *rest[cut - 1 :]]), unmask(parts))

@@ -13,7 +13,7 @@ from node.private import ShownKey
 from node.testing import check_op
 from node.topology import build
 
-SUM = {"round": 3, "receiver": 9, "senders": (0, 1, 2)}
+SUM = {"round": 3, "receiver": 9, "senders": (0, 1, 2), "recoverable": False}
 KEY = Key(7, 0, 1)
 
 
@@ -162,15 +162,18 @@ def test_secrets_that_follow_from_a_seed_are_the_same_in_every_process_and_marke
 # Sums
 
 
-def test_a_node_takes_part_in_each_sum_once_and_in_rising_order():
+@pytest.mark.parametrize("recoverable", [False, True])
+def test_a_node_takes_part_in_each_sum_once_and_in_rising_order(recoverable):
     keys = seeded_keys()(0)
-    digest = keys.begin(3, 9, (0, 1, 2))
-    assert digest == seeded_keys()(9).total(3, (0, 1, 2))
-    assert digest != keys.begin(3, 8, (0, 1, 2))
+    digest, shares = keys.begin(3, 9, (0, 1, 2), recoverable)
+    assert digest == seeded_keys()(9).total(3, (0, 1, 2)).digest
+    assert [len(each) for each in shares] == ([0, 60, 60] if recoverable else [])
+    assert digest != keys.begin(3, 8, (0, 1, 2), recoverable)[0]
     for round in (3, 2):
         with pytest.raises(ProtocolError, match=f"round {round} for node 9 comes after round 3"):
-            keys.begin(round, 9, (0, 1, 2))
-    assert keys.begin(4, 9, (0, 1, 2)) not in (digest, keys.begin(5, 9, (0, 1, 3)))
+            keys.begin(round, 9, (0, 1, 2), recoverable)
+    later = [keys.begin(round, 9, senders, recoverable)[0] for round, senders in ((4, (0, 1, 2)), (5, (0, 1, 3)))]
+    assert len({digest, *later}) == 3
 
 
 @pytest.mark.parametrize(
@@ -183,11 +186,45 @@ def test_a_node_takes_part_in_each_sum_once_and_in_rising_order():
         ((1, 2, 3), "node 0 is not among the senders"),
     ],
 )
-def test_a_sum_that_makes_no_sense_uses_up_no_round(senders, told):
+@pytest.mark.parametrize("recoverable", [False, True])
+def test_a_sum_that_makes_no_sense_uses_up_no_round(senders, told, recoverable):
     keys = seeded_keys()(0)
     with pytest.raises(ProtocolError, match=told):
-        keys.begin(0, 9, senders)
-    keys.begin(0, 9, (0, 1, 2))
+        keys.begin(0, 9, senders, recoverable)
+    keys.begin(0, 9, (0, 1, 2), recoverable)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_those_who_are_there_open_a_sum_without_the_others(way):
+    make = WAYS[way]() if way != "real" else real_keys(10)
+    keys, senders, alive = acquainted(make, 4), (0, 1, 2, 3), (0, 1, 3)
+    receiver, begun = make(9), [node.begin(3, 9, senders, True) for node in keys]
+    openings = {}
+    for node in alive:
+        sealed = [begun[peer][1][node] for peer in alive]
+        openings[node] = keys[node].open(9, begun[node][0], alive, sealed)
+        with pytest.raises(ProtocolError, match="no sum of node 9 to open"):
+            keys[node].open(9, begun[node][0], alive, sealed)
+    total = receiver.total(3, senders)
+    added, removed = receiver.masks(total, alive, openings)
+    assert receiver.masks(total, alive, {node: openings[node] for node in (0, 1)}) is None
+    static = {**SUM, "senders": senders, "recoverable": True, "weight": 0.25}
+    parts = [keys[node].masked.solve(Task((torch.full((4,), node + 1.0),), static, KEY)) for node in alive]
+    found = insecure(0, "run", (4,)).unmasked.solve(Task(tuple(parts), {"added": added, "removed": removed}, KEY))
+    assert found.tolist() == [0.25 * (1 + 2 + 4)] * 4
+
+
+@pytest.mark.parametrize("way", ["real", "unrepeatable"])
+def test_no_life_uses_a_mask_of_its_own_again(way):
+    """The same sum in two lives of a node: other common masks, and another one of its own."""
+    make = WAYS[way]()
+    keys = acquainted(make)
+    again = make(0)
+    meet([again, *keys[1:]])
+    model, shares = torch.zeros(64), [node.begin(3, 9, (0, 1, 2), True)[1] for node in (keys[0], again)]
+    first, second = (masked(node, model, recoverable=True).numpy() for node in (keys[0], again))
+    assert not np.intersect1d(first, second).size
+    assert shares[0] != shares[1]
 
 
 # Ops

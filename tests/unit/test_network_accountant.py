@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 from node.errors import ConfigError
 from node.privacy import gaussian, gossip, lineage
+from node.privacy.eavesdropper import decor_mu
 from node.privacy.lineage import Input, Lineage, Made, Noise, Received, Variable, decode, encode, private
-from node.privacy.network import NetworkAccountant, decor_mu, mu_matrix
+from node.privacy.network import NetworkAccountant, mu_matrix
 from node.privacy.rowspace import RowSpace
 
 RING8, RING16 = nx.cycle_graph(8), nx.cycle_graph(16)

@@ -240,3 +240,31 @@ def test_a_single_held_out_sample_may_have_any_label():
     labels = np.tile(np.arange(10), nodes)
     held = hold_out(shards, labels, np.ones(nodes, np.int64), np.random.default_rng(5))[1]
     assert np.abs(np.bincount(labels[held.indices]) - 200).max() < 5 * np.sqrt(200)
+
+
+# Enough for everybody
+
+
+def test_divisions_are_drawn_until_everybody_has_enough():
+    data = balanced(1200)
+    plain, enough = (DataSection(partition="dirichlet", alpha=0.1, least_samples=least) for least in (0, 10))
+    drawn = [(partition(plain, data, 10, seed).sizes, partition(enough, data, 10, seed).sizes) for seed in range(20)]
+    assert any(before.min() < 10 for before, _ in drawn)
+    assert all(after.min() >= 10 and after.sum() == 1200 for _, after in drawn)
+    assert all(np.array_equal(*sizes) for sizes in drawn if sizes[0].min() >= 10)  # the first that does is taken
+
+
+def test_amounts_are_drawn_anew_too():
+    section = DataSection(partition="quantity", alpha=0.5, least_samples=5)
+    assert partition(section, balanced(400), 10, 3).sizes.min() >= 5
+
+
+def test_what_no_draw_can_give_is_refused_with_all_numbers():
+    section = DataSection(partition="dirichlet", alpha=0.01, least_samples=100)
+    with pytest.raises(ConfigError, match=r"1000 divisions gives each of 10 nodes 100 of 1000 samples; .* \(0\.01\)"):
+        partition(section, balanced(1000), 10, 0)
+
+
+def test_rules_that_draw_nothing_have_nothing_to_draw_anew():
+    with pytest.raises(ConfigError, match=r"data\.least_samples: nothing to draw anew for partition = 'iid'"):
+        partition(DataSection(partition="iid", least_samples=3), balanced(100), 4, 0)

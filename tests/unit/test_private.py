@@ -5,7 +5,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from node import ConfigError, Protocol, ProtocolError, ShownKey, TopologySection, scale
-from node.private import Hop, weight_at
+from node.private import weight_at
 from node.testing import run_protocol
 from node.topology import build
 from tensorial import Tensorial, mechanisms
@@ -158,17 +158,20 @@ def test_a_sum_is_made_of_parts_that_mean_the_same():
         await ctx.sleep(1.0)
         if ctx.me:
             return
-        unmasked = ctx.privacy.unmasked
+
+        def summed(own, parts, round=0):
+            return ctx.privacy.gathered(parts, senders, round).total(own, {})
+
         lacking = {node: parts[node] for node in (1, 2)}
-        assert await unmasked(model, {}, (), 0) is None
-        assert await unmasked(model, lacking, senders, 0) is None
-        assert await unmasked(model, {**lacking, 3: (parts[3][0], b"other")}, senders, 0) is None
-        assert await unmasked(model, {**lacking, 3: (model, parts[3][1])}, senders, 0) is None
-        assert await unmasked(model, parts, senders, 1) is None
+        assert ctx.privacy.gathered(lacking, senders, 0).alive == ()
+        assert await summed(model, lacking) is None
+        assert await summed(model, {**lacking, 3: parts[3]._replace(total=b"other")}) is None
+        assert await summed(model, {**lacking, 3: parts[3]._replace(value=model)}) is None
+        assert await summed(model, parts, round=1) is None
         with capture_logs() as logs:
-            assert await unmasked(ctx.apply(scale, model, by=0.1), parts, senders, 0) is None
+            assert await summed(ctx.apply(scale, model, by=0.1), parts) is None
         assert [(line["event"], line["round"]) for line in logs] == [("sum dropped", 0)]
-        total = await unmasked(model, parts, senders, 0)
+        total = await summed(model, parts)
         expected = sum(0.25 * np.arange(4 * node, 4 * node + 4) for node in (1, 2, 3))
         assert np.asarray(await ctx.value(total)) == pytest.approx(expected, abs=2e-6)
 
@@ -179,15 +182,15 @@ def test_what_is_no_chunk_is_left_out():
     async def script(ctx):
         model = await ctx.train(ctx.initial_model())
         chunks = ctx.privacy.chunks(2, 3, "beacon")
-        outgoing = chunks.outgoing(model, 0)
-        assert all(isinstance(hop, Hop) and part.spec.shape[0] in (2, 3) for hop, part in outgoing)
-        assert sum(map(len, chunks.lanes(0))) == len(outgoing)
+        parts = chunks.cut(model, 0)
+        assert sorted(part.spec.shape[0] for part in parts) == [2, 3]
+        assert (chunks.owner, chunks.virtual) == (None, ())
         with capture_logs() as logs:
-            for number, part in ((0, model), (-1, outgoing[0][1]), (2, outgoing[0][1]), (0, ctx.evaluate(model))):
+            for number, part in ((0, model), (-1, parts[0]), (2, parts[0]), (0, ctx.evaluate(model))):
                 assert chunks.merged(model, [(number, part)], 0) is model
         assert [line["count"] for line in logs] == [1] * 4
         assert chunks.merged(model, [], 0) is model
-        own = chunks.merged(model, [(hop.chunk, part) for hop, part in outgoing], 0)
+        own = chunks.merged(model, list(enumerate(parts)), 0)
         assert np.allclose(await ctx.value(own), await ctx.value(model))
 
     run(script, dimension=5)
@@ -199,3 +202,41 @@ def test_the_factor_of_gossip_is_refused_where_there_is_none():
             ctx.privacy.gamma(0)
 
     run(script, 8, TopologySection(kind="one-peer"))
+
+
+def test_whoever_calls_may_say_who_adds_up_whom_and_how_much_each_counts():
+    """On a star, where 2 and 3 are no neighbours of 1; a mean over all senders, parts let go of in between."""
+    shown, parts = {}, {}
+
+    async def script(ctx):
+        model = await ctx.train(ctx.initial_model())
+        shown[ctx.me] = ctx.privacy.key
+        await ctx.sleep(1.0)
+        senders, weights = {node: shown[node] for node in (0, 2, 3, 4)}, {0: 1.0, 2: 2.0, 3: 4.0, 4: 1.0}
+        if ctx.me != 1:
+            assert ctx.privacy.masked(model, 1, 7, senders, recoverable=True) is None  # no neighbours
+            odd = {**weights, 3: 0.0}
+            assert ctx.privacy.masked(model, 1, 7, senders, recoverable=True, weights=odd) is None
+            parts[ctx.me] = ctx.privacy.masked(model, 1, 7, senders, recoverable=True, weights=weights)
+        await ctx.sleep(1.0)
+        asked = {node: parts[node].shares for node in (0, 3, 4)}
+        if ctx.me in asked:
+            places = {0: 0, 3: 2, 4: 3}
+            shares = [asked[node][places[ctx.me]] for node in (0, 3, 4)]
+            parts[ctx.me, "opened"] = ctx.privacy.opened(1, parts[ctx.me].total, (0, 3, 4), shares)
+        await ctx.sleep(1.0)
+        if ctx.me == 1:
+            gathered = ctx.privacy.gathering(weights, 7, window=1)
+            assert gathered.alive == ()
+            assert [gathered.add(node, parts[node]) for node in (4, 0, 3, 0)] == [True, True, True, False]
+            assert not gathered.add(2, parts[2]._replace(total=b"other"))
+            assert (gathered.alive, gathered.threshold, gathered.round) == ((0, 3, 4), 3, 7)
+            assert gathered.shares_for(3) == tuple(asked[node][2] for node in (0, 3, 4))
+            total = await gathered.total(model, {node: parts[node, "opened"] for node in (0, 3, 4)})
+            targets = np.arange(20, dtype=float).reshape(5, 4)
+            expected = (targets[0] + 4 * targets[3] + targets[4]) / 8
+            assert np.asarray(await ctx.value(total)) == pytest.approx(expected, abs=4e-6)
+
+    with capture_logs() as logs:
+        run(script, 5, STAR)
+    assert [line["event"] for line in logs] == ["sum refused"] * 8

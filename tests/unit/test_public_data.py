@@ -228,7 +228,7 @@ def test_a_protocol_that_unifies_nothing_needs_nothing():
 def test_a_server_s_absence_from_the_data_leaves_what_is_public():
     class Served(Unifying):
         @classmethod
-        def roles(cls, nodes):
+        def roles(cls, config, nodes):
             return {0: "server"}
 
     globals()["Served"] = Served

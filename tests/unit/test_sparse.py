@@ -137,6 +137,14 @@ def test_bits_beyond_the_last_element_mean_nothing():
     assert torch.equal(solved(module.unpacked_mask, torch.zeros(9), bits, count=9), torch.ones(9))
 
 
+@pytest.mark.parametrize("count", [9, 8])
+def test_a_mask_is_made_of_its_bits_whatever_is_in_the_model_that_it_is_like(count):
+    like = torch.tensor([-1.0, torch.nan, torch.inf] * 3)
+    mask = solved(module.unpacked_mask, like, torch.tensor([255, 1], dtype=torch.uint8), count=count)
+    assert torch.equal(mask, torch.ones(9) if count == 9 else torch.zeros(9))
+    assert not mask.signbit().any()
+
+
 def test_the_ops_keep_their_promises():
     model, mask = np.arange(1.0, 11.0), np.array([1.0, 0] * 5)
     check_op(module._packed, [model, mask], count=5)

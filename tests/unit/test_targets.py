@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.experiment.targets import Course, reached, summarised
-from node.record import Recorder, Row
+from node.record import Recorder
+from node.row import Row
 
 NEVER = (None, None)
 

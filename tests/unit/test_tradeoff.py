@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from node.cli.main import main
 from node.cli.runs import load_run
 from node.cli.tradeoff import CSV, Cell, study
+from node.cli.tradeoff_formal import _tick, is_bare
 from node.cli.tradeoff_plots import Picture, pictures, section
 from node.cli.tradeoff_style import Style
 from node.cli.tradeoff_table import lines
@@ -64,6 +66,9 @@ seed = [1, 2]
 privacy = [{ mechanism = "node", noise_multiplier = 2.0 }]
 record.lineage = [true]
 seed = [1]
+[[sweep]]
+protocol = [{ use = "muffliato", clip = 0.5, noise = 0.2, gossip_rounds = 2 }, { use = "zipdl", noise = 0.2 }]
+seed = [1, 2]
 """
 
 
@@ -80,7 +85,7 @@ def folder(tmp_path_factory):
 def simulate(point, to):
     """Run a point, and write all but its report."""
     setup, to = prepare(point.config), run_folder(to, "")
-    log = Log.of_all(to / LINEAGE) if point.config.record.lineage else None
+    log = Log.of_all(to / LINEAGE) if setup.is_logged else None
     result = run_virtual(simulation(setup), lambda *_: None, lineage=log)
     write_run(to, setup, result)
     result.close()
@@ -110,14 +115,14 @@ def test_the_command_keeps_what_is_finished_and_tells_what_it_means(folder, capf
         main(["run", "small.toml", "--out", "out"])
     out, err = capfd.readouterr()
     assert (ended.value.code or 0, err) == (0, "")
-    assert out.count("kept, ") == 11
+    assert out.count("kept, ") == 15
     assert "dpsgd, record" in out
     assert "epsilon [a]: the largest of all nodes, per record, add-remove, T1, delta 1e-05" in out
     assert out.splitlines()[-1].endswith("(report.html, sweep.csv, tradeoff.csv, one folder for each point)")
     with (folder / "out" / CSV).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 11
-    assert {row["method"] for row in rows} == {"local", "dpsgd", "ditto pull=0.1", "ditto pull=1"}
+    assert len(rows) == 15
+    assert {row["method"] for row in rows} == {"local", "dpsgd", "ditto pull=0.1", "ditto pull=1", "muffliato", "zipdl"}
     assert "<h2>Trade-off</h2>" in (folder / "out" / "report.html").read_text()
 
 
@@ -190,6 +195,30 @@ def test_an_epsilon_has_its_meaning_and_nothing_else_has_one(found):
     assert units == {"per record", "per node"}
 
 
+def test_what_the_log_accounts_for_stands_in_columns_of_its_own(found):
+    for row in found.rows:
+        network = summary(row).get("privacy", {}).get("network")
+        assert bool(row.pair_meaning) == bool(network)
+        names = ("epsilon_pair_mean", "epsilon_pair_max", "mu_pair_mean", "mu_pair_max")
+        told = [row.figures.get(name) for name in names]
+        if not network:
+            assert told == [None] * 4
+            continue
+        expected = [network[figure][over] for figure in ("epsilon", "mu") for over in ("mean", "max")]
+        assert told == [math.inf if value is None else value for value in expected]
+        assert row.pair_meaning == "per node, replace-one, T1, delta 1e-05, gdp, exact (non-adaptive)"
+    with_log = {row.method: math.isfinite(row.figures["epsilon_pair_max"]) for row in found.rows if row.pair_meaning}
+    assert with_log == {"dpsgd": True, "muffliato": True, "zipdl": False}  # without clipping there is no epsilon
+
+
+def test_a_protocols_noise_is_a_level_of_privacy_and_its_gain_is_over_none(found):
+    own = {(row.method, row.privacy, row.seed): row.figures["own_accuracy"] for row in found.rows}
+    for row in found.rows:
+        if row.method == "muffliato":
+            assert row.privacy == "noise=0.2"
+            assert row.figures["gain_over_dpsgd"] == row.figures["own_accuracy"] - own["dpsgd", "no DP", row.seed]
+
+
 def test_a_cell_is_all_seeds_of_what_differs_in_nothing_else(found):
     labels = {cell.label: len(cell.rows) for cell in found.cells}
     assert labels == {
@@ -199,6 +228,8 @@ def test_a_cell_is_all_seeds_of_what_differs_in_nothing_else(found):
         "ditto pull=1, no DP": 2,
         "dpsgd, record σ=2": 2,
         "dpsgd, node σ=2": 1,
+        "muffliato, noise=0.2": 2,
+        "zipdl, noise=0.2": 2,
     }
     cell = found.cells[1]
     values = [row.figures["own_accuracy"] for row in cell.rows]
@@ -261,12 +292,12 @@ def test_runs_that_failed_are_left_out(runs, tmp_path):
 def test_the_table_has_two_parts_with_a_line_for_each_cell(found):
     told = list(lines(found))
     parts = "\n".join(told).split("\n\n")
-    assert [len(part.splitlines()) for part in parts[:2]] == [7, 7]
+    assert [len(part.splitlines()) for part in parts[:2]] == [9, 9]
     assert {len(line) for line in parts[0].splitlines()} == {len(parts[0].splitlines()[0])}
     assert "none" in next(line for line in parts[1].splitlines() if line.startswith("local"))
     assert "±" in next(line for line in parts[0].splitlines() if line.startswith("dpsgd, no DP"))
     letters = {line[9:10] for line in told if line.startswith("epsilon [")}
-    assert letters == {"a", "b"}
+    assert letters == {"a", "b", "c"}
 
 
 # Pictures
@@ -279,7 +310,9 @@ def drawn(found):
 
 def test_every_picture_that_the_runs_allow_is_drawn(drawn):
     assert list(drawn) == [
-        "Utility against formal privacy",
+        "Utility against formal privacy: per record",
+        "Utility against formal privacy: per node",
+        "Utility against what nodes may learn of each other: per node",
         "Utility against leakage",
         "Gain of personalization against leakage",
         "Minority against majority: accuracy",
@@ -287,7 +320,8 @@ def test_every_picture_that_the_runs_allow_is_drawn(drawn):
         "Fairness of privacy and of accuracy",
         "What nodes learn of each other",
         "ROC of membership inference",
-        "Empirical against accounted epsilon",
+        "Empirical against accounted epsilon: per record",
+        "Empirical against accounted epsilon: per node",
     ]
     for picture in drawn.values():
         assert picture.svg.startswith("<svg viewBox=")
@@ -295,14 +329,63 @@ def test_every_picture_that_the_runs_allow_is_drawn(drawn):
 
 
 def test_an_epsilon_axis_has_one_meaning_and_says_it(drawn):
-    picture = drawn["Utility against formal privacy"]
+    picture = drawn["Utility against formal privacy: per record"]
+    assert ">per record, add-remove, T1, delta 1e-05, rdp<" in picture.svg
     assert picture.caption.startswith("Epsilon per record, add-remove, T1")
     assert ">none<" in picture.svg
     assert ">local<" not in picture.svg  # it has no private run to compare with
 
 
-def test_leakage_by_distance_is_the_accountants(drawn):
-    assert "every pair of nodes" in drawn["What nodes learn of each other"].caption
+def test_leakage_by_distance_is_the_accountants_and_says_so(drawn):
+    picture = drawn["What nodes learn of each other"]
+    assert picture.caption.startswith("Every pair of nodes")
+    assert ">muffliato<" in picture.svg
+    assert ">per node, replace-one, T1, delta 1e-05, gdp, exact (non-adaptive)<" in picture.svg
+
+
+def test_pairs_have_an_axis_with_all_that_is_accounted_by_a_log(drawn):
+    picture = drawn["Utility against what nodes may learn of each other: per node"]
+    assert ">muffliato<" in picture.svg
+    assert ">dpsgd<" in picture.svg
+    assert ">zipdl<" not in picture.svg
+    assert ">none<" in picture.svg  # D-PSGD without noise
+
+
+def test_what_has_a_formal_guarantee_is_in_no_picture_of_what_has_none(found, drawn):
+    picture = drawn["Gain of personalization against leakage"]
+    assert ">muffliato<" not in picture.svg
+    assert ">zipdl<" in picture.svg
+    assert {cell.first.method for cell in found.cells if not is_bare(cell)} == {"dpsgd", "muffliato"}
+
+
+def test_a_front_is_of_cells_whose_data_are_alike(found, drawn):
+    best = max((cell for cell in found.cells if is_bare(cell)), key=lambda cell: cell.mean("gain_over_dpsgd"))
+    worse = [replace(row, setting="4:4") for row in found.cells[1].rows]
+    apart = pictures(replace(found, rows=(*found.rows, *worse)))
+    caption = next(picture.caption for picture in apart if picture.title.startswith("Gain"))
+    alone = drawn["Gain of personalization against leakage"].caption
+    area = alone.partition("hypervolume ")[2].partition(",")[0]
+    assert f"hypervolume {area}, " in caption  # as without the other setting, whose own comes after it
+    assert " 4:4, from AUC 1" in caption
+    assert best.mean("gain_over_dpsgd") >= 0
+
+
+def test_numbers_on_an_epsilon_axis_have_room():
+    axes = Figure().add_subplot()
+    _tick(axes, [8.0, 8.1, 500.0, 2000.0], 6000.0)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["8", "500", "2,000", "none"]
+    _tick(axes, [30.1], math.inf)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["30.1"]
+
+
+def test_the_table_has_the_mean_over_pairs_and_the_worst(found):
+    told = list(lines(found))
+    part = "\n".join(told).split("\n\n")[1].splitlines()
+    row = next(line for line in part if line.startswith("muffliato"))
+    assert row.count("[c]") == 2
+    assert next(line for line in part if line.startswith("zipdl")).count("infinite [c]") == 2
+    assert next(line for line in part if line.startswith("local")).split()[3:6] == ["none"] * 3
+    assert "epsilon [c]: mean over pairs of nodes, and the worst pair, per node, replace-one, T1" in "\n".join(told)
 
 
 def test_the_same_runs_give_the_same_pictures(found, drawn):
@@ -311,8 +394,7 @@ def test_the_same_runs_give_the_same_pictures(found, drawn):
 
 def test_without_what_a_picture_needs_there_is_none(runs):
     titles = [picture.title for picture in pictures(study([run for run in runs if not run.summary.privacy]))]
-    assert "Utility against formal privacy" not in titles
-    assert "Empirical against accounted epsilon" not in titles
+    assert not [title for title in titles if "formal" in title or "accounted" in title or "learn" in title]
     assert "Utility against leakage" in titles
 
 

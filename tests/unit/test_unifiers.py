@@ -57,6 +57,8 @@ async def unified(ctx, name):
         ("kd-hard", Given(public=False), "'kd-hard' teaches a student on public data, and there is none; set public"),
         ("ensemble-label", Given(counts=False), "'ensemble-label' weighs models by the classes they have seen"),
         ("fisher", Given(fishers=False), "'fisher' weighs parameters by Fisher information, and nobody has told it"),
+        ("fisher", Given(private=True), "'fisher' needs what no privacy budget covers: squared gradients of records"),
+        ("logit-exchange", Given(public=False), "'logit-exchange' teaches a student on public data, and there is none"),
         ("average", Given(common_start=False), "averages parameters, and the models have not begun alike; allowed: kd"),
         ("fisher", Given(other_student=True), "'fisher' averages parameters, and the student has another architecture"),
         (
@@ -78,8 +80,9 @@ def test_nothing_is_refused_that_has_what_it_needs():
     least = {"average": Given(False, False, False), "ensemble-uniform": Given(False, False, False, False)}
     assert [refusal(name, given) for name, given in least.items()] == ["", ""]
     distilled = [name for name, unifier in UNIFIERS.items() if unifier.loss]
-    assert len(distilled) == 4
-    assert [refusal(name, Given(common_start=False, other_student=True)) for name in distilled] == [""] * 4
+    assert len(distilled) == 6
+    assert [refusal(name, Given(common_start=False, other_student=True)) for name in distilled] == [""] * 6
+    assert refusal("kd-generated", Given(False, False, False, False, True, True)) == ""
 
 
 @pytest.mark.parametrize("name", ["average", "fisher"])
@@ -119,8 +122,12 @@ def test_what_does_not_fit_is_refused():
             await unify.unified("average", [])
         with pytest.raises(ProtocolError, match="unify needs at least one model"):
             await unify.unified("ensemble-uniform", [])
-        with pytest.raises(ProtocolError, match="unify: 'fisher' teaches no student; allowed: kd-uniform, kd-label-"):
+        with pytest.raises(ProtocolError, match="unify: 'fisher' teaches no student by logits; allowed: kd-uni"):
             await unify.taught("fisher", [await unify.logits(models[0])])
+        with pytest.raises(ProtocolError, match="unify: 'kd-generated' teaches no student by logits; allowed: kd-uni"):
+            await unify.taught("kd-generated", [await unify.logits(models[0])])
+        with pytest.raises(ProtocolError, match="unify needs at least one model"):
+            await unify.generated(unify.fresh(), [])
         with pytest.raises(ProtocolError, match="unify: 'kd-hard' weighs models by the classes they have seen"):
             await unify.taught("kd-hard", [await unify.logits(models[0])])
         with pytest.raises(ProtocolError, match="fisher_mean got 2 models and 1 Fisher diagonals"):

@@ -18,8 +18,7 @@ from node.learn.workload import Workload, prepare_torch
 from node.op import Key, Task
 from node.solver import BatchedExecutor
 from node.testing import check_op, check_protocol, run_protocol
-from node.unifiers import UNIFIERS
-from node.unify import Distillation
+from node.unifiers import UNIFIERS, Distillation, Generation
 
 NODES = 3
 PUBLIC = PublicSection(name="held-out", samples=90, check_fraction=0.2)
@@ -28,6 +27,7 @@ FEDERATION = federate(DATA, NODES, 3, PUBLIC)
 LONELY = federate(DATA, NODES, 3)
 LABELS = ((0.2,) * 10, (0.5,) * 10, (0.3,) * 10)
 QUICK = Distillation(steps=6, batch_size=32)
+MADE_UP = Generation(epochs=2, steps=2, batch_size=16)
 KEY = Key(7, 1, 4)
 HOW = {"rule": "logits", "loss": "l1", "temperature": 1.0, "steps": 4, "batch_size": 32, "lr": 1e-3}
 
@@ -75,10 +75,12 @@ def every_op(unify):
     student = solved(unify.fresh, draw=0)
     return [
         (unify.logits, models[:1], {}),
+        (unify.halved, said[:1], {}),
         (unify.combined, said, together),
         (unify.familiarity, said, {}),
         (unify.fresh, [], {"draw": 2}),
         (unify.distil, [student, said[0]], HOW),
+        (unify.generated, [student, *models], dataclasses.asdict(MADE_UP)),
         (unify.agreement, [student, said[0]], {}),
         (unify.judge, models, together),
         (unify.judge_student, [student], {}),
@@ -214,7 +216,7 @@ def test_every_unifier_gives_what_it_promises(name):
 
     told(behave)
     assert 0 <= seen["metrics"]["accuracy"] <= 1 < seen["metrics"]["loss"] * 10
-    assert (seen["agreement"] is not None) == (UNIFIERS[name].loss is not None)
+    assert (seen["agreement"] is not None) == UNIFIERS[name].needs_public
 
 
 def test_unifying_is_the_same_in_every_run_window_and_batch():

@@ -6,6 +6,7 @@ from half of the samples what the model's outputs say of the attribute. Both bes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -59,16 +60,19 @@ class AttributeAttack(Curious):
         return [ctx.apply(self._op, message.model, victim=message.sender) for message in seen]
 
     def _solve(self, task: Task) -> dict[str, float]:
+        """Accuracy, baseline and lift; nothing is a number where the model says nothing that is one."""
         model, victim = task.inputs[0].cpu().clone(), task.static["victim"]
         features, labels = (part.numpy() for part in self.scene.truth.members(victim))
         truth = (features[:, self.config.column] > self._median).astype(np.int64)
-        lift = self._by_losses(model, features, labels, truth)
+        changed = attribute.candidates(features, self.config.column, self._values)
+        if not all(np.isfinite(self._logits(model, each)).all() for each in (features, *changed)):
+            return dict.fromkeys(self.metrics, math.nan)
+        lift = self._by_losses(model, changed, labels, truth)
         if self.config.method == "outputs" and len(np.unique(truth)) > 1:
             lift = self._by_outputs(model, features, labels, truth, victim)
         return dict(zip(self.metrics, (lift.accuracy, lift.baseline_accuracy, lift.accuracy_lift), strict=True))
 
-    def _by_losses(self, model: Tensor, features: np.ndarray, labels: np.ndarray, truth: np.ndarray) -> attribute.Lift:
-        changed = attribute.candidates(features, self.config.column, self._values)
+    def _by_losses(self, model: Tensor, changed: np.ndarray, labels: np.ndarray, truth: np.ndarray) -> attribute.Lift:
         losses = np.stack([-loss(self._logits(model, each), labels) for each in changed])
         return attribute.lift_of(attribute.from_losses(losses, np.array([0, 1])), truth)
 

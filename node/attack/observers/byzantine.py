@@ -70,10 +70,10 @@ class ByzantineNodes(Attack):
                 known = "fraction, target, boost" if config.attack == "backdoor" else "boost"
                 raise ConfigError(f"attackers.{odd[0]}: no option of {config.attack!r}; allowed: {known}")
             return
-        if experiment.protocol.use == "secagg":
+        if experiment.protocol.use == "secagg" or experiment.protocol.options.get("secure"):
             raise ConfigError(
-                "attackers.attack: 'secagg' sends masked whole numbers, which are no weights to lie about; allowed with"
-                f" it: {', '.join(_IN_DATA)}"
+                f"attackers.attack: {experiment.protocol.use!r} sends masked whole numbers, which are no weights to lie"
+                f" about; allowed with it: {', '.join(_IN_DATA)}"
             )
         if config.attack not in ATTACKS:
             known = ", ".join((*ATTACKS, *_IN_DATA))
@@ -101,7 +101,7 @@ class ByzantineNodes(Attack):
     def judge(self, models: Mapping[int, Value]) -> dict[str, Any]:
         """How honest nodes have fared, and how many of them hear how many liars in the first round."""
         honest = [node for node in sorted(models) if node not in self.nodes]
-        sources = {node: self.scene.topology.sources(node, 0) for node in range(self.scene.config.nodes)}
+        sources = {peer: self.scene.topology.sources(peer, 0) for peer in range(self.scene.participants.peers)}
         heard = {str(liars): count for liars, count in byzantine_neighbours(sources, self.nodes).items()}
         found: dict[str, Any] = {"attack": self.config.attack, "nodes": list(self.nodes), "liars_heard": heard}
         if honest:

@@ -57,7 +57,7 @@ class InversionAttack(Curious):
         labels by itself, is always left to ``dlg``."""
         iterations: int = Field(600, ge=1)
         """Of ``dlg`` and ``cosine``."""
-        tv: float = Field(0.0, ge=0)
+        tv: float = Field(0.0, ge=0, allow_inf_nan=False)
         """Weight of the total variation, a prior on images: against noise."""
         restarts: int = Field(1, ge=1)
         """Searches, of which the one counts that explains the update best."""

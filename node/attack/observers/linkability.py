@@ -34,7 +34,8 @@ class Linkability(Curious):
 
     def attack(self, ctx: Context, round: int, seen: Sequence[Seen], own: Own) -> Sequence[Ref]:
         """One op for each message."""
-        return [ctx.apply(self._op, message.model, victim=message.sender, attacker=ctx.me) for message in seen]
+        attacker = self.scene.participants.device(ctx.me)
+        return [ctx.apply(self._op, message.model, victim=message.sender, attacker=attacker) for message in seen]
 
     def judge(self, models: Mapping[int, Value]) -> dict[str, Any]:
         """What guessing would achieve."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +22,9 @@ from node.attack.audit import audit
 from node.attack.sampling import Curious, Own, Seen, record
 from node.attack.scores import SCORES, label_probability, loss, phi, trajectory
 from node.attack.truth import Labelled
+from node.config import ExperimentConfig
+from node.errors import ConfigError
+from node.mods import Observer
 from node.op import Ref, Spec, Task, Value
 
 if TYPE_CHECKING:
@@ -58,6 +61,8 @@ class _Reference(NamedTuple):
     population: Labelled
     of_population: np.ndarray
     """Probability of the population's labels, [models, points]."""
+    a: float
+    """Of RMIA offline."""
 
 
 class Membership(Curious):
@@ -76,6 +81,9 @@ class Membership(Curious):
         """Train the reference models on the audited samples themselves (each on a half), not on a pool apart."""
         reference_epochs: int = Field(20, ge=1)
         """Passes over its samples that a reference model is trained for."""
+        tune_rmia: bool = False
+        """Tune RMIA's ``a``, from 0 to 1, on a reference model, whose members are known, rather than take 0.3. Of use
+        where no reference model was trained on the audited samples; needs four."""
         trajectory: bool = False
         """Judge each victim's messages together at the end too, by what each sample's loss did from one to the next.
         For an attacker that knows the membership of 70% of the samples; keeps all attacked models until then."""
@@ -93,26 +101,41 @@ class Membership(Curious):
         self.metrics += tuple(f"membership_{name}_auc" for name in self._names[1:])
         self._op = self.op("membership", self._solve, Spec((len(self.metrics),), "float64", self.metrics))
         self._references: dict[int, _Reference] = {}
-        self._heard: dict[tuple[int, int], list[Ref]] = {}
-        self._last: dict[int, int] = {}
+        self._latest_pool = b""
+        self._latest_models: tuple[Sequence[Tensor], np.ndarray] = ((), np.zeros((0, 0), dtype=np.bool_))
+        self._attacked: dict[int, dict[int, Sequence[Seen]]] = {}
         if config.trajectory:
             self._course = self.op("trajectory", self._solve_course, Spec((1,), "float64", (_TRAJECTORY,)))
+
+    @classmethod
+    def check(cls, config: Config, nodes: tuple[int, ...], experiment: ExperimentConfig) -> None:
+        """Raise ConfigError for reference models that RMIA cannot be tuned on."""
+        if config.tune_rmia and (config.online or config.references < 4):
+            raise ConfigError(
+                f"attackers.tune_rmia: with references = {config.references} and online = {config.online}; "
+                "allowed with 4 references or more that are not online"
+            )
+
+    def wrapping(self, node: int) -> Sequence[Observer]:
+        """An attacker that is started again has none of the messages that its earlier life has attacked."""
+        self._attacked.pop(node, None)
+        return super().wrapping(node)
 
     def attack(self, ctx: Context, round: int, seen: Sequence[Seen], own: Own) -> Sequence[Ref]:
         """One op for each message."""
         if self.config.trajectory:
-            self._last[ctx.me] = round
-            for message in seen:
-                self._heard.setdefault((ctx.me, message.sender), []).append(message.model)
+            self._attacked.setdefault(ctx.me, {})[round] = seen
         return [ctx.apply(self._op, message.model, victim=message.sender) for message in seen]
 
     def conclude(self, ctx: Context) -> None:
         """One op for each victim who was attacked often enough; it belongs to the last attacked round."""
-        heard = {of: models for (me, of), models in sorted(self._heard.items()) if me == ctx.me}
-        victims = [of for of, models in heard.items() if len(models) >= _LEAST_ROUNDS]
+        attacked, heard = self._attacked.get(ctx.me, {}), dict[int, list[Ref]]()
+        for message in [message for seen in attacked.values() for message in seen]:
+            heard.setdefault(message.sender, []).append(message.model)
+        victims = [victim for victim, models in sorted(heard.items()) if len(models) >= _LEAST_ROUNDS]
         if victims:
             leaks = [ctx.apply(self._course, *heard[victim], victim=victim) for victim in victims]
-            record(ctx, self._last[ctx.me], victims, leaks, (_TRAJECTORY,))
+            record(ctx, max(attacked), victims, leaks, (_TRAJECTORY,))
 
     def _solve_course(self, task: Task) -> dict[str, float]:
         features, labels, members = self._audited(task.static["victim"])
@@ -194,21 +217,13 @@ class Membership(Curious):
     def _intervals(self, scores: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
         """AUC and true positive rates of the main score, each with its interval; those that mean something."""
         measured = metrics.measure(scores, members)
-        told: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], float]] = {
-            "membership_auc": (metrics.auc, measured.auc)
-        }
-        for name, fpr, rate in (
-            ("membership_tpr_1pct", 0.01, measured.tpr_at_1_percent),
-            ("membership_tpr_01pct", 0.001, measured.tpr_at_01_percent),
-        ):
-            if rate is not None:
-                told[name] = (partial(_tpr_at, fpr=fpr), rate)
-        return {
-            name: metrics.Interval(
-                estimate, *metrics.bootstrap(metric, scores, members, rng, resamples=_RESAMPLES)
-            )._asdict()
-            for name, (metric, estimate) in told.items()
-        }
+        told: dict[str, Callable[[metrics.Curve], float]] = {"membership_auc": lambda curve: curve.auc}
+        if measured.tpr_at_1_percent is not None:
+            told["membership_tpr_1pct"] = lambda curve: curve.tpr_at(0.01)
+        if measured.tpr_at_01_percent is not None:
+            told["membership_tpr_01pct"] = lambda curve: curve.tpr_at(0.001)
+        found = metrics.intervals(told, scores, members, rng, resamples=_RESAMPLES)
+        return {name: interval._asdict() for name, interval in found.items()}
 
     def _audited(self, victim: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
         truth = self.scene.truth
@@ -229,18 +244,36 @@ class Membership(Curious):
         return self._references[victim]
 
     def _trained(self, victim: int) -> _Reference:
-        truth, config, scene = self.scene.truth, self.config, self.scene
+        truth, config = self.scene.truth, self.config
         features, labels, _ = self._audited(victim)
         pool = Labelled(features, cat([truth.members(victim).labels, truth.non_members(victim).labels]))
         pool = pool if config.online else truth.pool(victim)
-        rng = np.random.default_rng([scene.config.seed, victim, *b"references"])
-        halves = references.complementary_halves(len(pool.labels), config.references // 2, rng)
-        training, seed = scene.config.training, int(rng.integers(2**31))
-        models = references.train(scene.model, training, *pool, halves, config.reference_epochs, seed).unbind()
+        models, halves = self._models(pool)
         said, population = self._logits(models, features), truth.population(victim)
         inside = halves if config.online else np.zeros((len(halves), len(labels)), dtype=np.bool_)
         of_population = label_probability(self._logits(models, population.features), population.labels.numpy())
-        return _Reference(inside, phi(said, labels), label_probability(said, labels), population, of_population)
+        a = self._tuned_a(models, pool, halves, of_population) if config.tune_rmia else rmia.DEFAULT_A
+        return _Reference(inside, phi(said, labels), label_probability(said, labels), population, of_population, a)
+
+    def _models(self, pool: Labelled) -> tuple[Sequence[Tensor], np.ndarray]:
+        """Reference models of a pool, and who was trained on what; victims of one distribution have both in common."""
+        content = b"".join(part.numpy().tobytes() for part in pool)
+        digest = blake2b(content, digest_size=16).digest()
+        if digest != self._latest_pool:
+            config, scene = self.config, self.scene
+            rng = np.random.default_rng([scene.config.seed, *digest, *b"references"])
+            halves = references.complementary_halves(len(pool.labels), config.references // 2, rng)
+            training, seed = scene.config.training, int(rng.integers(2**31))
+            models = references.train(scene.model, training, *pool, halves, config.reference_epochs, seed).unbind()
+            self._latest_pool, self._latest_models = digest, (models, halves)
+        return self._latest_models
+
+    def _tuned_a(
+        self, models: Sequence[Tensor], pool: Labelled, halves: np.ndarray, of_population: np.ndarray
+    ) -> float:
+        """What does best on a reference model, as a model of the pool that it was trained on a half of."""
+        of_pool = label_probability(self._logits(models, pool.features), pool.labels.numpy())
+        return rmia.tuned_a(of_pool, halves, of_population)
 
     def _lira(self, target: np.ndarray, reference: _Reference) -> np.ndarray:
         attack = lira.online if self.config.online else lira.offline
@@ -250,12 +283,9 @@ class Membership(Curious):
         points = reference.population
         of_target = label_probability(self._logits([model], points.features)[0], points.labels.numpy())
         population = rmia.Population(of_target, reference.of_population)
-        attack = rmia.online if self.config.online else rmia.offline
-        return attack(target, reference.probability, reference.inside, population)
-
-
-def _tpr_at(scores: np.ndarray, members: np.ndarray, *, fpr: float) -> float:
-    return metrics.curve(scores, members).tpr_at(fpr)
+        if self.config.online:
+            return rmia.online(target, reference.probability, reference.inside, population)
+        return rmia.offline(target, reference.probability, reference.inside, population, a=reference.a)
 
 
 def _mean(leakages: Sequence[Mapping[str, float]]) -> dict[str, float | None]:

@@ -7,6 +7,7 @@ all rounds, and subtracts what follows from the common start and from its own mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,10 @@ class Reconstruction(Attack):
                 "attackers.kind: reconstruction takes a node's update for the same in all rounds, which noise makes "
                 "another in each; allowed with it: privacy.mechanism = 'none'"
             )
+        if any(table.identities for table in experiment.attackers if table.kind == "reconstruction"):
+            raise ConfigError(
+                "attackers.identities: reconstruction solves for what one peer has heard; leave identities out"
+            )
         if experiment.nodes > _MOST_NODES:
             raise ConfigError(f"attackers.kind: reconstruction among {experiment.nodes} nodes; at most {_MOST_NODES}")
 
@@ -91,11 +96,16 @@ class Reconstruction(Attack):
         return linear.gradient_view(self._mixing, (attacker,), rounds)[[places[place] for place in heard]]
 
     def _solve(self, task: Task) -> Tensor:
-        """The update of every other node, float32 [others, dimension]; inputs: start, own models, heard models."""
+        """The update of every other node, float32 [others, dimension]; inputs: start, own models, heard models.
+
+        Not a number where any of these is not finite: every update is told by all of them.
+        """
         attacker, heard, rounds = (task.static[name] for name in ("attacker", "heard", "rounds"))
         start, *models = (model.cpu().double().numpy() for model in task.inputs)
         own, received = models[:rounds], models[rounds:]
         targets = np.delete(np.arange(len(self._mixing)), attacker)
+        if not all(np.isfinite(model).all() for model in (start, *models)):
+            return torch.full((len(targets), len(start)), math.nan)
         among, from_attacker = self._mixing[np.ix_(targets, targets)], self._mixing[targets, attacker]
         known = [np.tile(start, (len(targets), 1))]
         for model in own[:-1]:
@@ -115,8 +125,10 @@ class Reconstruction(Attack):
         inside, outside = self.scene.truth.members(victim), self.scene.truth.non_members(victim)
         labels = torch.cat([inside.labels, outside.labels]).numpy()
         said = references.logits(self.scene.model, model[None], torch.cat([inside.features, outside.features]))[0]
-        members = np.arange(len(labels)) < len(inside.labels)
-        return dict(zip(self.metrics, (float(lever > 1 - 1e-6), metrics.auc(loss(said, labels), members)), strict=True))
+        members, scores = np.arange(len(labels)) < len(inside.labels), loss(said, labels)
+        if not np.isfinite(scores).all():
+            return dict.fromkeys(self.metrics, math.nan)
+        return dict(zip(self.metrics, (float(lever > 1 - 1e-6), metrics.auc(scores, members)), strict=True))
 
 
 class Historian(Observer):
@@ -129,6 +141,12 @@ class Historian(Observer):
         self._start: Ref | None = None
         self._own: list[Ref] = []
         self._heard: dict[tuple[int, int], Ref] = {}
+        self._is_restored = False
+
+    def restored(self, ctx: Context, trainings: int) -> None:
+        """Without the common start and the first rounds, nothing follows from all others."""
+        self._is_restored = True
+        ctx.log.warning("attacker started again", lost="the first rounds: it reconstructs nothing")
 
     def trained(self, ctx: Context, before: Ref, after: Ref) -> None:
         """The first training starts from what all have in common."""
@@ -148,7 +166,7 @@ class Historian(Observer):
         """Solve for everything at once."""
         rounds = len(self._own)
         heard = tuple(sorted(place for place in self._heard if place[0] < rounds))
-        if self._start is None or not heard:
+        if self._start is None or not heard or self._is_restored:
             return
         static: dict[str, Any] = {"attacker": self._me, "heard": heard, "rounds": rounds}
         models = [self._heard[place] for place in heard]

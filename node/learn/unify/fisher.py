@@ -14,7 +14,7 @@ from torch import Tensor
 from node.learn.layers import network
 from node.learn.models import Model
 
-_LEAST_INFORMATION = 1e-6
+LEAST_INFORMATION = 1e-6
 """Below this no model knows anything of a parameter, and all count by their weights alone."""
 
 
@@ -42,6 +42,6 @@ def fisher_mean(models: Sequence[Tensor], fishers: Sequence[Tensor], weights: Se
         total += known * model
         information += known
         average += model.double() * weight
-    is_known = information >= _LEAST_INFORMATION
+    is_known = information >= LEAST_INFORMATION
     merged = torch.where(is_known, total / torch.where(is_known, information, 1.0), average)
     return merged.to(models[0].dtype)

@@ -18,12 +18,14 @@ from node.learn.evaluation import METRICS
 from node.learn.layers import network
 from node.learn.models import Dense, Model
 from node.learn.training import EVALUATION_SAMPLES
-from node.learn.unify import combining, distillation, fisher
+from node.learn.unify import combining, distillation, fisher, generation
 from node.op import Key, Op, Spec, Static, Task
+from node.unifiers import Generation
 
 _AGREEMENT = Spec((1,), "float64", ("agreement",))
 _FAMILIARITY = Spec((2,), "float64", ("confidence", "consensus"))
 _LEAST_PROBABILITY = 1e-12
+_MOST_HALF = torch.finfo(torch.float16).max
 
 
 class Unification:
@@ -55,10 +57,12 @@ class Unification:
         self.has_other_student = student is not None
         spoken = Spec((self.public_samples, self.classes))
         self.logits = self._op("logits", self._logits, spoken, self._logits_of_many)
+        self.halved = self._op("halved", self._halved, spoken._replace(dtype="float16"))
         self.combined = self._op("combined", self._combined, spoken)
         self.familiarity = self._op("familiarity", lambda task: combining.familiarity(self._here(task)), _FAMILIARITY)
         self.fresh = self._op("student", self._fresh, self._student.spec)
         self.distil = self._op("distil", self._distil, self._student.spec, seeded=True)
+        self.generated = self._op("generated", self._generated, self._student.spec, seeded=True)
         self.agreement = self._op("agreement", self._agreement, _AGREEMENT)
         self.judge = self._op("judge", self._judge, METRICS)
         self.judge_student = self._op("judge-student", self._judge_student, METRICS)
@@ -81,8 +85,9 @@ class Unification:
     @property
     def ops(self) -> tuple[Op[...], ...]:
         """All of them."""
-        public = (self.logits, self.combined, self.familiarity, self.fresh, self.distil, self.agreement)
-        return (*public, self.judge, self.judge_student, self.fisher, self.fisher_mean)
+        said = (self.logits, self.halved, self.combined, self.familiarity)
+        students = (self.fresh, self.distil, self.generated, self.agreement)
+        return (*said, *students, self.judge, self.judge_student, self.fisher, self.fisher_mean)
 
     # What it amounts to
 
@@ -129,6 +134,11 @@ class Unification:
         """Samples that so many steps of a student process."""
         return batches.samples(self._taught, batch_size, steps)
 
+    def generation_samples(self, models: int, how: Generation) -> tuple[int, int]:
+        """Samples that go through models, and that a student learns from, in a generation with so many models."""
+        generating = how.epochs * how.steps * how.batch_size
+        return models * generating, generating + how.batch_size * how.epochs * (how.epochs + 1) // 2
+
     def fisher_samples(self, node: int, samples: int) -> int:
         """Samples that a node's Fisher information is the mean over, where so many are asked for."""
         return min(samples, self._federation.shards.size(node))
@@ -138,6 +148,10 @@ class Unification:
     def _logits(self, task: Task) -> Tensor:
         (flat,) = self._here(task)
         return self._said(self._model, flat, self._shown)
+
+    def _halved(self, task: Task) -> Tensor:
+        (logits,) = self._here(task)
+        return logits.clamp(-_MOST_HALF, _MOST_HALF).half()
 
     def _combined(self, task: Task) -> Tensor:
         return combining.combined(self._here(task), task.static["rule"], task.static["weights"])
@@ -152,6 +166,13 @@ class Unification:
         objective = distillation.objective(static["loss"], static["rule"], targets, static["temperature"])
         how = {name: static[name] for name in ("steps", "batch_size", "lr")}
         return distillation.distil(self._student, start, self._shown[: self._taught], objective, task.key, **how)
+
+    def _generated(self, task: Task) -> Tensor:
+        start, *flats = self._here(task)
+        train, how = self._federation.train, Generation(**task.static)
+        teachers = generation.Teachers(self._model, flats)
+        kind = self._shape, self.classes, train.is_standardised
+        return generation.generated(self._student, start, teachers, *kind, task.key, how)
 
     def _agreement(self, task: Task) -> dict[str, float]:
         student, targets = self._here(task)
@@ -199,8 +220,8 @@ class Unification:
         return self._features
 
     def _here(self, task: Task) -> list[Tensor]:
-        """A task's tensors on the device, each where a matrix product rounds as everywhere."""
-        tensors = [tensor.to(self._device) for tensor in task.inputs]
+        """A task's tensors on the device in single precision, each where a matrix product rounds as everywhere."""
+        tensors = [tensor.to(self._device, torch.float32) for tensor in task.inputs]
         return [tensor.clone() if tensor.data_ptr() % 64 else tensor for tensor in tensors]
 
     @torch.no_grad()
