@@ -128,7 +128,7 @@ def share_of_flipped(seed, **oort):
     stopping = {"rule": "budget", "most_rounds": 60}
     config = CPFL.Config(cohorts=1, leader="fixed", checkpoint="last", stopping=stopping, **sampling)
     run_protocol(CPFL(config), 40, workload=workload, mods=[seen], seed=seed, **PLACE)
-    asked = [to for _, _, to, _ in seen.of(Assignment)]
+    asked = [to for _, _, to, assignment in seen.of(Assignment) if not assignment.again]
     assert len(asked) == 60 * 6
     return sum(to in bad for to in asked) / len(asked) / 0.1
 
