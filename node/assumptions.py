@@ -151,6 +151,8 @@ def _not_private(name: str, needs: Assumptions) -> str:
         what = "clients train by a loss of their own"
     elif needs.tells("histogram"):
         what = f"clients reveal {needs.reveals!r} of their data, without noise, beside the noised model"
+    elif needs.proxy:
+        what = "clients go on to learn from records that they hold out, which nothing protects"
     elif needs.selection == "clients":
         what = "clients reveal how good their model is on records that nothing protects"
     return what and f"{name!r}: {what}, which privacy.mechanism does not cover; choose another, or mechanism 'none'"

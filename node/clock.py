@@ -70,9 +70,9 @@ class WallClock:
         self._loop = loop
         self._started_s = loop.time()
 
-    def start(self) -> None:
-        """Count from now on."""
-        self._started_s = self._loop.time()
+    def start(self, elapsed_s: float = 0.0) -> None:
+        """Count from now on, or as if so much had passed already."""
+        self._started_s = self._loop.time() - elapsed_s
 
     def time(self) -> float:
         """Seconds since the clock was made, or started anew."""

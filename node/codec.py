@@ -49,9 +49,12 @@ class Limits:
     """Messages of one peer that may be arriving in chunks at a time."""
     arriving_bytes: int = 2 << 30
     """Announced bytes of those messages together."""
+    all_arriving_bytes: int = 16 << 20
+    """Announced bytes of all peers together that come at a time, so that many models at once cost no more than a few.
+    The next wait; one that is larger comes alone."""
     queue_bytes: int = 64 << 20
     """Bytes that wait to be sent to one peer before ``send`` waits too (the last message may exceed it)."""
-    backlog_bytes: int = 64 << 20
+    backlog_bytes: int = 16 << 20
     """Received bytes, of all peers, that wait for the event loop before no more is read."""
     refusals: int = 100
     """Bad frames of one peer after which its link is cut."""
@@ -65,6 +68,8 @@ class Encoded(NamedTuple):
     """The payloads: flat views of bytes that must not change until they have left."""
     size_bytes: int
     """Header and payloads: what the message costs on any network, real or simulated."""
+    kind: str
+    """The wire name of the message."""
 
 
 class Header(NamedTuple):
@@ -110,7 +115,7 @@ def encode(message: Message, buffer_of: Callable[[Ref], memoryview], request: in
                 f"{type(message).__qualname__}: a value of {buffer.nbytes} bytes for a Ref of {ref.spec.size_bytes} "
                 f"({ref.spec.dtype}{list(ref.spec.shape)}); the op's spec must give what the op returns"
             )
-    return Encoded(header, buffers, len(header) + sum(buffer.nbytes for buffer in buffers))
+    return Encoded(header, buffers, len(header) + sum(buffer.nbytes for buffer in buffers), message.wire_name)
 
 
 def refs(message: Message) -> list[Ref]:

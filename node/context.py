@@ -281,11 +281,10 @@ class Context(Compute):
         """Keep named tensors and plain values, so that a restarted node can go on from :meth:`restore`."""
         for name, value in state.items():
             if isinstance(value, Ref) and value.spec.names:
-                raise ProtocolError(
-                    f"checkpoint({name}=…) takes tensors; read metrics first, with await ctx.value(ref)"
-                )
+                raise ProtocolError(f"checkpoint({name}=…) takes tensors; read metrics first: await ctx.value(ref)")
         self._has_saved = True
-        return self._world.save(self, {**state, _COUNTER: self._counter, _TRAINS: self._trains})
+        kept = {} if self._wrapping is None else self._wrapping.state()
+        return self._world.save(self, {**state, **kept, _COUNTER: self._counter, _TRAINS: self._trains})
 
     def restore(self) -> Mapping[str, Any] | None:
         """What this node kept last in an earlier life, or None; randomness and learning rate go on from there.
@@ -302,7 +301,7 @@ class Context(Compute):
         self._trains = state.pop(_TRAINS, 0)
         self._rng = None
         if self._wrapping is not None:
-            self._wrapping.restored(self, self._trains)
+            self._wrapping.restored(self, self._trains, state)
         return state
 
     # The world's side

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from node.config import Section
 from node.message import Message
-from node.op import Ref
+from node.op import Ref, Spec
 
 if TYPE_CHECKING:
     from node.context import Context
@@ -57,8 +58,18 @@ class Mod:
 
     config: Any
 
+    for_all_nodes: ClassVar[bool] = False
+    """Whether it must wrap every node, because what one changes another has to change back."""
+
     def __init__(self, config: Config | None = None) -> None:
         self.config = self.Config() if config is None else config
+
+    def carried(self, shapes: frozenset[Spec]) -> frozenset[Spec]:
+        """What models in messages may look like on their way, where without this mod they have these shapes.
+
+        Called once for every node, before anything is sent; whatever else comes is refused.
+        """
+        return shapes
 
     def outgoing(self, ctx: Context, to: int, message: Message) -> Message | None:
         """What leaves for ``to`` in place of ``message``; None: nothing does."""
@@ -71,6 +82,13 @@ class Mod:
     def trained(self, ctx: Context, before: Ref, after: Ref) -> Ref:
         """The model that training ``before`` yields, in place of ``after``."""
         return after
+
+    def state(self) -> Mapping[str, Ref | float | str]:
+        """What it needs to go on in a node's next life: kept with every checkpoint of the protocol."""
+        return {}
+
+    def restored(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` gave in an earlier life."""
 
 
 class Wrapping:
@@ -116,8 +134,22 @@ class Wrapping:
                     observer.trained(ctx, before, after)
         return after
 
-    def restored(self, ctx: Context, trainings: int) -> None:
-        """Tell every observer that the node goes on from an earlier life."""
+    def carried(self, shapes: frozenset[Spec]) -> frozenset[Spec]:
+        """What models in messages may look like on their way through every mod."""
+        for mod in self.mods:
+            shapes = mod.carried(shapes)
+        return shapes
+
+    def state(self) -> dict[str, Ref | float | str]:
+        """What the mods keep for a next life, under names that no keyword argument can have."""
+        return {f".mod.{i}.{name}": value for i, mod in enumerate(self.mods) for name, value in mod.state().items()}
+
+    def restored(self, ctx: Context, trainings: int, state: dict[str, Any]) -> None:
+        """Tell mods and observers that the node goes on from an earlier life; what is theirs leaves ``state``."""
+        for i, mod in enumerate(self.mods):
+            prefix = f".mod.{i}."
+            own = {name: state.pop(name) for name in list(state) if name.startswith(prefix)}
+            mod.restored({name.removeprefix(prefix): value for name, value in own.items()})
         with ctx.aside():
             for observer in self.observers:
                 observer.restored(ctx, trainings)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from node.context import Context
     from node.world import World
 
+LARGEST = 1e15
+"""The largest magnitude of a number in a sound upload: squares of such still add up in float32."""
+
 
 class Sent(NamedTuple):
     """What one client has uploaded, as far as its algorithm lets it."""
@@ -79,7 +82,7 @@ class OneShotOps(Interface):
     finish: Op[...]
     """Of the initial model and what has been added, a predictor: static ``algorithm``, ``options``, ``uploads``."""
     sound: Op[...]
-    """Of what a client has sent: ``sound`` is 1 where all numbers are finite, else 0."""
+    """Of what a client has sent: ``sound`` is 1 where no number is beyond ``LARGEST`` or none at all, else 0."""
     judge: Op[...]
     """Of the initial model and a predictor, how good it is on the test set: static ``algorithm``, ``options``."""
 
@@ -246,8 +249,13 @@ class OneShot:
         model = self._ctx.apply(self._ops.widen, sent.model, **self._static, precision=self._precision)
         return sent._replace(model=model)
 
+    @property
+    def unsound(self) -> str:
+        """What an upload has that is not sound, in words."""
+        return f"a NaN, an infinity or a number beyond {LARGEST:g}"
+
     def sound(self, sent: Sent) -> Ref:
-        """``sound``: 1 where a client has sent no NaN and no infinity, else 0."""
+        """``sound``: 1 where a client has sent no NaN, no infinity and nothing beyond ``LARGEST``, else 0."""
         return self._ctx.apply(self._ops.sound, *sent.tensors)
 
     def added(self, state: Ref | None, sent: Sent) -> Ref:

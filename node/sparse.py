@@ -12,6 +12,8 @@ from typing import Protocol as Interface
 
 import numpy as np
 
+from node.arrays import as_array, bytes_like
+from node.arrays import like as of_its_kind
 from node.op import Op, Ref, Spec, Static, Value, op
 
 if TYPE_CHECKING:
@@ -92,14 +94,14 @@ def _packed(model: Value, mask: Value, *, count: int) -> Value:
 @op(spec=_bits_spec)
 def _bits(mask: Value) -> Value:
     """Eight elements a byte, the first one lowest."""
-    return _like(_as_bytes(mask[:0]), np.packbits(_array(mask) != 0, bitorder="little"))
+    return bytes_like(mask, np.packbits(as_array(mask) != 0, bitorder="little"))
 
 
 @op
 def unpacked_mask(like: Value, bits: Value, *, count: int) -> Value:
     """The mask of a model like another from its bits; 0 everywhere, where they do not count as many elements."""
-    kept = np.unpackbits(_array(bits), count=len(like), bitorder="little")
-    return _like(like, kept if np.count_nonzero(kept) == count else np.zeros_like(kept))
+    kept = np.unpackbits(as_array(bits), count=len(like), bitorder="little")
+    return of_its_kind(like, kept if np.count_nonzero(kept) == count else np.zeros_like(kept))
 
 
 @op
@@ -114,18 +116,3 @@ def _unpacked(mask: Value, values: Value) -> Value:
 @op
 def _kept_mean(total: Value, count: Value, mask: Value) -> Value:
     return total / (count + (count == 0)) * mask
-
-
-def _as_bytes(value: Value) -> Value:
-    """Numbers as unsigned bytes, whatever library they come from."""
-    return value.byte() if hasattr(value, "byte") else value.astype(np.uint8)
-
-
-def _array(value: Value) -> np.ndarray:
-    """A value of any library as an array, without a copy where it is in main memory."""
-    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
-
-
-def _like(value: Value, array: np.ndarray) -> Value:
-    """An array's numbers in the library, type and place of a value."""
-    return value.new_tensor(array) if hasattr(value, "new_tensor") else array.astype(value.dtype)

@@ -4,6 +4,10 @@ Lian, Zhang, Zhang, Liu: Asynchronous Decentralized Parallel Stochastic Gradient
 
 Both ends of an exchange move by half of the difference of the two models that were exchanged, whatever happened to
 either in between: so the sum of all models is preserved exactly, and no node ever blocks another.
+
+Absent neighbours: a node draws among those that are not known to be gone, and trains on alone where there are none. One
+that does not answer in ``deadline_s`` costs it that time, and no exchange takes place; only where the answer alone was
+lost has the other moved, and then the sum changes. One that comes back has its saved model, and is drawn again.
 """
 
 from pydantic import Field

@@ -2,12 +2,13 @@
 become too small, or cannot go on, dissolves.
 
 Each node sees to itself. It asks one member of each cohort who belongs there now, and goes where it costs least, of
-those with room: by rendezvous, so that neither labels nor links have to be told once more. That cohort's leader has the
-change of membership committed like a round. What a dissolved cohort has learned is lost.
+those with room: late nodes where they fit in (:mod:`protocols.fitting`), those of dissolved cohorts by rendezvous. That
+cohort's leader has the change of membership committed like a round. What a dissolved cohort has learned is lost.
 
 Of several cohorts that are too small, the smallest dissolves first, and the highest number of equals: that may make the
 others big enough. A cohort that has lost its fixed leader or its majority waits ``muster_s`` for them; what it can no
-longer commit would keep all others waiting.
+longer commit would keep all others waiting. The node that unifies does not wait for a cohort any longer once more than
+half of those that it was formed of, and that are there, have left it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Protocol as Interface
 
 from node import Context, DeadlineExceeded, Message, ProtocolError, Unreachable
 from node.cohorts import Cohorts, joined, smallest
-from protocols import forming
+from protocols import fitting, forming
 from protocols.cohort_round import tell
 from protocols.cohort_settings import Settings
 from protocols.forming import Asking, Formed
@@ -61,22 +62,27 @@ class Belonging:
 
     def __init__(self, host: Host, settings: Settings) -> None:
         self._host = host
+        self._settings = settings
         self._min_size = settings.least_size
         self._timeout_s = settings.election_timeout_s
         self._muster_s = settings.muster_s
         self._has_fixed_leader = settings.leader == "fixed"
         self._left: dict[int, None] = {}
+        self._elsewhere: dict[int, None] = {}  # members that have left this node's cohort, as they say themselves
         self._small = 0
         self._lost_since_s: float | None = None
 
-    async def find(self, ctx: Context, cohorts: Cohorts) -> tuple[Cohorts, int]:
+    async def find(self, ctx: Context, cohorts: Cohorts, counts: tuple[float, ...]) -> tuple[Cohorts, int]:
         """The cohorts as they are now, with this node where it is to join, and that one's number.
+
+        Args:
+            counts: what this node tells of its labels, where the rule goes by them.
 
         Raises:
             ProtocolError: nobody answers.
         """
         view = tuple([await self._row(ctx, cohorts, number) for number in range(len(cohorts))])
-        number = _cheapest(ctx, view)
+        number = _cheapest(ctx, view, await fitting.costs(ctx, self._settings, counts, len(view)))
         return _entered(ctx, view, number), number
 
     async def watch(self, ctx: Context) -> None:
@@ -96,16 +102,17 @@ class Belonging:
     def _is_lost(self, ctx: Context) -> bool:
         """Whether those whom the cohort cannot do without have been away for too long."""
         members = self._host.leadership.members
-        if not members or self._can_commit(ctx, members):
+        there = [member for member in ctx.alive(members) if member not in self._elsewhere]
+        if not members or self._can_commit(there, members):
             self._lost_since_s = None
         elif self._lost_since_s is None:
             self._lost_since_s = ctx.now
         return self._lost_since_s is not None and ctx.now - self._lost_since_s >= self._muster_s
 
-    def _can_commit(self, ctx: Context, members: Sequence[int]) -> bool:
+    def _can_commit(self, there: Sequence[int], members: Sequence[int]) -> bool:
         if self._has_fixed_leader:
-            return bool(ctx.alive(members[:1]))
-        return 2 * len(ctx.alive(members)) > len(members)
+            return bool(members) and members[0] in there
+        return 2 * len(there) > len(members)
 
     def _is_too_small(self, ctx: Context) -> bool:
         members = self._host.leadership.members
@@ -125,10 +132,10 @@ class Belonging:
     async def _leave(self, ctx: Context, others: Cohorts, why: str) -> None:
         """Join a cohort that can go on and is big enough; where none is, one that can go on."""
         host, left = self._host, self._host.cohort
-        able = tuple([members if self._can_commit(ctx, members) else () for members in others])
+        able = tuple([members if self._can_commit(ctx.alive(members), members) else () for members in others])
         big = tuple([members if len(ctx.alive(members)) >= self._min_size else () for members in able])
         try:
-            cohort = _cheapest(ctx, big if any(big) else able)
+            cohort = _cheapest(ctx, big if any(big) else able, forming.costs(ctx, len(able)))
         except ProtocolError:  # the last cohort stays, however small it is
             if self._lost_since_s is not None:
                 ctx.log.warning("a cohort cannot go on, and its members find no other one; they wait", cohort=left)
@@ -136,6 +143,7 @@ class Belonging:
             return
         ctx.log.warning(why, cohort=left, joins=cohort)
         self._left[left], self._small, self._lost_since_s = None, 0, None
+        self._left.pop(cohort, None)
         host.move(ctx, _entered(ctx, others, cohort), cohort)
         await self.ask(ctx)
 
@@ -152,6 +160,7 @@ class Belonging:
     async def ask(self, ctx: Context) -> None:
         """Join, unless those who are there know this node as a member: then it waits for a leader like them."""
         host = self._host
+        self._elsewhere.clear()
         members = await self._row(ctx, host.cohorts, host.cohort)
         if ctx.me not in members:
             for member in ctx.alive(members):
@@ -166,14 +175,27 @@ class Belonging:
                 answer = await ctx.request(peer, Asking(), timeout_s=self._timeout_s)
             except (Unreachable, DeadlineExceeded):
                 continue
-            if isinstance(answer, Formed) and number < len(answer.cohorts) and peer in answer.cohorts[number]:
-                return tuple(answer.cohorts[number])
+            if isinstance(answer, Formed) and number < len(answer.cohorts):
+                if peer in answer.cohorts[number]:
+                    return tuple(answer.cohorts[number])
+                if number == self._host.cohort:
+                    self._elsewhere[peer] = None
         return ()
 
+    # Over restarts
 
-def _cheapest(ctx: Context, view: Cohorts) -> int:
+    def state(self) -> str:
+        """For a checkpoint: the cohorts that this node has left."""
+        return " ".join(map(str, self._left))
+
+    def restore(self, saved: str) -> None:
+        """Go on from what :meth:`state` gave."""
+        self._left = dict.fromkeys(map(int, saved.split()))
+
+
+def _cheapest(ctx: Context, view: Cohorts, costs: Sequence[float]) -> int:
     """The number of the cohort to join; raises ProtocolError where none has room."""
-    found = joined(view, ctx.me, forming.costs(ctx, len(view)))
+    found = joined(view, ctx.me, costs)
     return next(number for number, members in enumerate(found) if ctx.me in members)
 
 

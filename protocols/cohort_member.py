@@ -34,6 +34,8 @@ class Member:
     def __init__(self, host: Host, settings: Settings) -> None:
         self.newest: Assignment | None = None
         """What this node trains, or has trained last."""
+        self.rounds = 0
+        """Up to the newest one that a leader has asked this node for."""
         self.training_s = 0.0
         """How long all of its trainings took."""
         self._host = host
@@ -54,6 +56,7 @@ class Member:
         """
         if not self._host.leadership.admits(assignment.epoch, assignment.term):
             return
+        self.rounds = assignment.round + 1
         turn = (assignment.term, assignment.round)
         if assignment.shares and turn > self._added_up:
             self._added_up, self._partial = turn, None
@@ -128,11 +131,16 @@ class Member:
 
     def state(self) -> dict[str, Ref | float]:
         """For a checkpoint."""
-        return {"training_s": self.training_s, **({} if self._drift is None else self._drift.state())}
+        return {
+            "training_s": self.training_s,
+            "rounds": self.rounds,
+            **({} if self._drift is None else self._drift.state()),
+        }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from what a checkpoint has kept."""
         self.training_s = float(saved.get("training_s", 0.0))
+        self.rounds = int(saved.get("rounds", 0))
         if self._drift is not None:
             self._drift.restore(saved)
 

@@ -44,6 +44,7 @@ def outcome(rows: Iterable[Row], traffic: Mapping[str, int]) -> dict[str, Any]:
         "bytes": _bytes(traffic),
         "participants": _spread(participants),
         **{name: sum(cohort[name] for cohort in cohorts) for name in _COUNTED},
+        "lost_cohorts": sum(cohort["lost"] is not None for cohort in cohorts),
         "mean_cohort_accuracy": _mean([cohort["accuracy"] for cohort in cohorts if cohort["accuracy"] is not None]),
         "unifier": chosen,
         "unified": unified,
@@ -67,16 +68,20 @@ def _records(own: Iterable[Row]) -> list[dict[str, float]]:
 
 def _of(record: Mapping[str, float]) -> list[int]:
     """The cohort that a record is of, if it is of one."""
-    names = ("round.cohort", "cohort.number", "election.cohort", "member.cohort")
+    names = ("round.cohort", "cohort.number", "election.cohort", "member.cohort", "lost.cohort")
     return [int(record[name]) for name in names if name in record]
 
 
 def _cohort(number: int, records: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """One cohort; None for what it has not come to."""
+    """One cohort; None for what it has not come to.
+
+    One that was not waited for to the end is ``lost``: ``dissolved`` by its members, or ``gone`` with all of them.
+    """
     its = [record for record in records if number in _of(record)]
     rounds = [record for record in its if "round.cohort" in record]
     elections = [record for record in its if "election.cohort" in record]
     stopped = next((record for record in its if "cohort.number" in record), {})
+    lost = next((record for record in its if "lost.cohort" in record), None)
     return {
         "cohort": number,
         "members": _whole(stopped.get("cohort.size")),
@@ -90,6 +95,7 @@ def _cohort(number: int, records: Iterable[Mapping[str, float]]) -> dict[str, An
         "elections": len(elections),
         "failovers": int(sum(record.get("election.failover", 0) for record in elections)),
         "repeated_rounds": int(sum(record.get("election.repeated_rounds", 0) for record in elections)),
+        "lost": None if lost is None else "dissolved" if lost["lost.is_dissolved"] else "gone",
     }
 
 

@@ -171,7 +171,7 @@ class CPFL(Fellow):
         return self.shelf[self.leadership.kept()[0]].model
 
     async def _formed(self, ctx: Context) -> Cohorts:
-        return await forming.formed(ctx, self.config, self.counts)
+        return await forming.formed(ctx, self.config, self.counts, self.registry.known)
 
     def _revealed(self, ctx: Context, saved: Mapping[str, Any]) -> tuple[float, ...]:
         """What this node tells of its labels, if any of it is needed: once, as noise that is drawn again wears off."""
@@ -192,7 +192,8 @@ class CPFL(Fellow):
                 self.cohort = places[0]
                 durable = Durable.first(self.cohorts[self.cohort], forming.beacon(ctx))
             else:
-                self.cohorts, self.cohort = await self.belonging.find(ctx, self.cohorts)
+                self.cohorts, self.cohort = await self.belonging.find(ctx, self.cohorts, self.counts)
+        self.belonging.restore(saved.get("left", ""))
         self._member = Member(self, self.config)
         self._member.restore(saved)
         self._take_place(ctx, durable or Durable.first(()), promised)
@@ -294,6 +295,7 @@ class CPFL(Fellow):
         await ctx.checkpoint(
             cohorts=forming.to_text(self.cohorts),
             cohort=self.cohort,
+            left=self.belonging.state(),
             lives=self.capability.lives,
             counts=" ".join(map(repr, self.counts)),
             election=self.leadership.state(),

@@ -1,6 +1,11 @@
 """Decentralized parallel SGD: train, exchange models with the neighbours, mix.
 
 Lian, Zhang, Zhang, Hsieh, Zhang, Liu: Can Decentralized Algorithms Outperform Centralized Algorithms?, NeurIPS 2017.
+
+Absent neighbours: without ``deadline_s`` all are needed, and one that is gone ends the run. With it, a round closes at
+the deadline, or when all that are not gone have sent; the mixing weight of those that have not goes to a node's own
+model in that round. A node that comes back goes on with the round after the one that it has saved; models of rounds
+that it has missed are gone, and of later ones they wait for it, so that it is soon where the others are.
 """
 
 from pydantic import Field

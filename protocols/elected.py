@@ -100,8 +100,8 @@ class Elected:
 
     def hear(self, ctx: Context, sender: int, control: Control) -> None:
         """Take in what a member has said; strangers, liars, and what no member would say, are passed over."""
-        known = {*self._election.members, *self._election.committed.members} or self._hosts
-        if sender not in known or sender in self._host.shelf.liars:
+        is_known = self.belongs(sender) if self._election.members or self.members else sender in self._hosts
+        if not is_known or sender in self._host.shelf.liars:
             return
         try:
             message = unpack(control.kind, control.fields)

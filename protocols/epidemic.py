@@ -6,6 +6,10 @@ Randomized Communication, NeurIPS 2023.
 ``local`` (EL-Local): each node draws its receivers by itself, so nobody knows how many models will come. A round closes
 as soon as ``degree`` models are there, and at the deadline otherwise.
 ``oracle`` (EL-Oracle): all nodes agree on a fresh random regular graph each round.
+
+Absent neighbours: ``local`` draws its receivers among those that are not known to be gone, and averages what has come
+by the deadline, nothing but its own model if need be. ``oracle`` does not draw around them: without ``deadline_s`` all
+are needed, and one that is gone ends the run; with it, the average is over those that have sent.
 """
 
 from typing import Literal

@@ -5,6 +5,12 @@ Smith, MLSys 2020 (``proximal``). FedAdam: Reddi et al.: Adaptive Federated Opti
 "adam"``). Over-selection and check-in: Bonawitz et al.: Towards Federated Learning at Scale, MLSys 2019.
 
 Node 0 is the server: it holds no data and trains nothing. All others are clients.
+
+Absent nodes: the server asks clients that are not known to be gone. Without ``deadline_s`` all that it has asked are
+needed, and one that goes in its round ends the run. With it, a round closes at the deadline, or when those that are
+missing are gone, and the average is over the updates that have come; a round without any changes nothing, and without
+any client left the run ends. A client that comes back in a round that it was asked in is asked again. Clients wait
+``server_wait_s`` for a server that is gone; one that comes back goes on with the round that it has saved.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,6 +15,7 @@ from protocols.cohort_round import Assignment, Hello
 from protocols.cohort_sums import opened
 from protocols.exchange import Exchange
 from protocols.favourites import Candidates, favoured
+from protocols.fitting import Late, Registry
 from protocols.forming import Asking, Formed, Unformed
 from protocols.handing import Examine, Handing, Noted, Sought, Stopped, unifier
 from protocols.leadership import RETURNED, Control, Leadership
@@ -43,6 +44,7 @@ class Fellow(Protocol):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.roll: dict[int, Hello] = {}
+        self.registry = Registry()
         self._member: Member | None = None
         self._leader: Leader | None = None
         self._handing: Handing | None = None
@@ -76,6 +78,11 @@ class Fellow(Protocol):
         if self._leader is not None and message.cohort == self.cohort:
             self.leadership.admit(ctx, sender)
         return self._result()
+
+    @on(Late)
+    def came_late(self, ctx: Context, sender: int, message: Late) -> Message:
+        """A node that belongs nowhere yet wants to know from the registrar where it fits in."""
+        return self._result() or self.registry.answer(ctx, self.config.forming, self.cohorts, sender, message)
 
     @on(Dissolved)
     def dissolved(self, ctx: Context, sender: int, message: Dissolved) -> Message | None:
@@ -154,7 +161,9 @@ class Fellow(Protocol):
     def vote(self, ctx: Context, claim: Claim) -> Vote:
         """What this node says of who leads its cohort."""
         belongs = self._leader is not None and claim.cohort == self.cohort and not self.over.done()
-        return vote(ctx, self.leadership, claim) if belongs else Vote()
+        if not belongs or self._member is None:
+            return Vote()
+        return vote(ctx, self.leadership, claim, self._member.rounds)
 
     @on(Stopped)
     def stopped(self, ctx: Context, sender: int, message: Stopped) -> Message | None:

@@ -12,7 +12,8 @@ numbers chooses, is told what the rule needs, and tells everybody who belongs wh
                    the best one, and its number of samples, to the registrar alone
 =================  ====================================================================================================
 
-Everybody learns which cohort everybody is in, whatever the rule.
+Everybody learns which cohort everybody is in, whatever the rule. Who comes late tells the registrar the same, except
+for ``loss`` (:mod:`protocols.fitting`).
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Unformed(Message, name="cpfl/unformed/1"):
     """They have not."""
 
 
-async def formed(ctx: Context, settings: Settings, counts: tuple[float, ...]) -> Cohorts:
+async def formed(ctx: Context, settings: Settings, counts: tuple[float, ...], known: dict[int, Revealed]) -> Cohorts:
     """The members of each cohort.
 
     Where there is a registrar, it waits ``muster_s`` for what nodes reveal; who comes later is in none, and joins. When
@@ -91,6 +92,7 @@ async def formed(ctx: Context, settings: Settings, counts: tuple[float, ...]) ->
 
     Args:
         counts: what this node tells of its labels, where the rule goes by them.
+        known: gets what nodes have revealed, where this one is the registrar.
 
     Raises:
         Unreachable: the registrar is there, but says nothing.
@@ -110,7 +112,7 @@ async def formed(ctx: Context, settings: Settings, counts: tuple[float, ...]) ->
         mine = mine or await revealed(ctx, settings, counts)
         registrar = elected(ctx, "registrar")[0]
         if ctx.me == registrar:
-            return await registered(ctx, settings, mine)
+            return await registered(ctx, settings, mine, known)
         if (found := await told(ctx, registrar, settings, mine)) is not None:
             return found
 
@@ -159,11 +161,11 @@ async def told(ctx: Context, registrar: int, settings: Settings, mine: Revealed)
     return None
 
 
-async def registered(ctx: Context, settings: Settings, mine: Revealed) -> Cohorts:
-    """The registrar: hear everybody, apply the rule, and tell everybody."""
+async def registered(ctx: Context, settings: Settings, mine: Revealed, known: dict[int, Revealed]) -> Cohorts:
+    """The registrar: hear everybody, apply the rule, and tell everybody; ``known`` gets what it has heard."""
     peers = ctx.peers(None)
     heard: dict[int, Revealed] = await ctx.collect(Revealed, frm=peers, timeout_s=settings.muster_s)
-    known = {node: {**heard, ctx.me: mine}[node] for node in sorted((*heard, ctx.me))}
+    known |= {node: {**heard, ctx.me: mine}[node] for node in sorted((*heard, ctx.me))}
     if len(known) < settings.cohorts:
         raise ProtocolError(f"protocol.cohorts: {settings.cohorts}, but only {len(known)} nodes have come to form them")
     found = await applied(ctx, settings, known)

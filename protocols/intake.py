@@ -24,7 +24,7 @@ class Missing(IntEnum):
     MALFORMED = 4
     """Its upload is not what the algorithm asks for."""
     UNSOUND = 5
-    """Its upload has a NaN or an infinity."""
+    """Its upload has a NaN, an infinity or a number beyond 1e15 (``node.oneshot.LARGEST``)."""
 
 
 class Intake:
@@ -84,7 +84,7 @@ class Intake:
         return self._ctx.alive([client for client, why in self.missing.items() if why is Missing.UNHEARD])
 
     async def prove(self) -> None:
-        """Turn those away that have sent a NaN or an infinity."""
+        """Turn those away whose upload is not sound."""
         while self._unproven:  # more may come meanwhile
             unproven, self._unproven = self._unproven, {}
             found = await self._ctx.values(list(unproven.values()))
@@ -111,6 +111,7 @@ class Intake:
         """
         await self.prove()
         if not self.counted:
+            self.settle()
             raise ProtocolError(f"oneshot: no upload counts, nothing is left to aggregate; missing: {self.reasons()}")
         uploads = len(self.counted)
         return await self._kept.predictor(self._oneshot, uploads), uploads

@@ -4,9 +4,12 @@ Averaging: Kempe, Dobra, Gehrke: Gossip-Based Computation of Aggregate Informati
 Ballas, Rabbat: Stochastic Gradient Push for Distributed Deep Learning, ICML 2019.
 
 Each node splits its mass, a model ``x`` and a weight ``w``, evenly among itself and those it sends to. Sums of both are
-preserved, so ``z = x / w`` goes to the average of all. What a lost message carries is lost from both sums alike. All
-weights together are as many as there are nodes: in place of a share whose weight cannot be, a node takes its own once
-more, which changes neither its estimate nor, as leaving it out would from round to round, drains its weight.
+preserved, so ``z = x / w`` goes to the average of all. What a lost message carries is lost from both sums alike.
+
+Absent neighbours: without ``deadline_s`` all are needed, and one that is gone ends the run. With it, a round closes at
+the deadline, or when all that are not gone have sent. In place of a share that has not come, or whose weight cannot be
+(all together are as many as there are nodes), a node takes its own once more. That does not change its estimate; to
+leave it out would from round to round drain its weight, until steps of training, which are not divided, are too long.
 """
 
 from pydantic import Field
@@ -52,7 +55,8 @@ class PushSum(Protocol):
             heard = await ctx.collect(
                 Share, frm=ctx.sources(round), timeout_s=self.config.deadline_s or None, round=round
             )
-            shares = [share, *(other if 0 < other.weight <= len(ctx.nodes) else share for other in heard.values())]
+            given = [heard.get(source, share) for source in ctx.sources(round)]
+            shares = [share, *(other if 0 < other.weight <= len(ctx.nodes) else share for other in given)]
             mass = ctx.mix([s.model for s in shares], weights=[1.0] * len(shares))
             weight = sum(s.weight for s in shares)
             estimate = ctx.apply(scale, mass, by=1.0 / weight)

@@ -19,7 +19,7 @@ from protocols.handing import Extract, Handing, Noted, Sought, Stopped, extracte
 from protocols.unify_settings import Needs, UnifyOptions
 from protocols.unifying import Made, Teacher, Unifying, alone, together
 from protocols.versions import Shelf, Version
-from protocols.vouching import Claim, Vote, is_vouched_for
+from protocols.vouching import Claim, Vote, vouched
 
 _ALONE = Needs(model=True, logits=False, fisher=False)
 """Of the only cohort: its model is the result."""
@@ -97,6 +97,7 @@ class Unification:
         self._check_s = check_s
         self._transfer_s = transfer_s
         self._under_way: set[tuple[int, str]] = set()
+        self._left: dict[int, set[int]] = {}
         self._has_begun = self._is_watching = False
         self._news: Future[None] | None = None
         self._unified: list[Teacher] = []
@@ -115,11 +116,12 @@ class Unification:
         if handed in self._under_way:
             return
         self._under_way.add(handed)
-        is_led = await self._is_led(ctx, sender, stopped)
-        extract = await self._extract(ctx, sender, stopped.digest) if is_led else None
+        rounds = await self._vouched(ctx, sender, stopped)
+        extract = None if rounds is None else await self._extract(ctx, sender, stopped.digest)
         self._under_way.discard(handed)
-        if extract is None:
+        if extract is None or rounds is None:
             return
+        stopped = replace(stopped, rounds=rounds)
         if extract.model is not None and stopped.digest not in self._host.shelf:
             self._host.shelf.add(Version(digest=stopped.digest, model=extract.model))
         known = self._teachers.get(stopped.cohort)
@@ -131,15 +133,18 @@ class Unification:
             tell(ctx, sender, self.taught)
         self._go_on(ctx)
 
-    async def _is_led(self, ctx: Context, leader: int, stopped: Stopped) -> bool:
+    async def _vouched(self, ctx: Context, leader: int, stopped: Stopped) -> int | None:
+        """For how many rounds its members say that this leader has trained their cohort; None: it does not lead it."""
         members = self._cohorts[stopped.cohort]
         if not ctx.alive(members):  # those that have come since speak for it
-            return not any(leader in each for each in self._cohorts)
+            return None if any(leader in each for each in self._cohorts) else stopped.rounds
         claim = Claim(cohort=stopped.cohort, leader=leader, rounds=stopped.rounds)
-        if await is_vouched_for(ctx, members, claim, self._host.vote(ctx, claim), self._check_s):
-            return True
-        ctx.log.warning("most members of a cohort do not confirm what is handed in", peer=leader, cohort=claim.cohort)
-        return False
+        rounds = await vouched(ctx, members, claim, self._host.vote(ctx, claim), self._check_s)
+        if rounds is None:
+            ctx.log.warning(
+                "most members of a cohort do not confirm what is handed in", peer=leader, cohort=stopped.cohort
+            )
+        return rounds
 
     async def _extract(self, ctx: Context, leader: int, digest: str) -> Extract | None:
         shelf, needs = self._host.shelf, self._needs
@@ -167,18 +172,21 @@ class Unification:
             await ctx.sleep(self._check_s)
             for cohort in self._quantile.missing:
                 if not ctx.alive(self._cohorts[cohort]):
-                    self._lose(ctx, cohort)
+                    self._lose(ctx, cohort, is_dissolved=False)
             self._tell(ctx)
 
     def dissolve(self, ctx: Context, member: int, cohort: int) -> None:
-        """A cohort was too small, says one that has belonged to it, and it is no more."""
+        """One that has belonged to a cohort has left it, as one that is no more: most of them must say so."""
         if cohort in self._quantile.missing and member in self._cohorts[cohort]:
-            self._lose(ctx, cohort)
-            self._tell(ctx)
+            left, there = self._left.setdefault(cohort, set()), ctx.alive(self._cohorts[cohort])
+            left.add(member)
+            if 2 * sum([each in left for each in there]) > len(there):
+                self._lose(ctx, cohort, is_dissolved=True)
+                self._tell(ctx)
 
-    def _lose(self, ctx: Context, cohort: int) -> None:
+    def _lose(self, ctx: Context, cohort: int, *, is_dissolved: bool) -> None:
         ctx.log.warning("a cohort is gone before it has stopped: what it has learned is left out", cohort=cohort)
-        ctx.record(round=WHOLE_RUN, **{"cpfl/lost_cohorts": 1.0})
+        ctx.record(round=WHOLE_RUN, **{"cpfl/lost.cohort": cohort, "cpfl/lost.is_dissolved": float(is_dissolved)})
         self._quantile.lose(cohort, ctx.now)
 
     def _tell(self, ctx: Context) -> None:

@@ -45,6 +45,12 @@ class Version(Message, name="cpfl/version/1"):
         """All that its digest is of."""
         return self.model, *[self.state[name] for name in sorted(self.state)]
 
+    @property
+    def about(self) -> str:
+        """All but tensors, in words."""
+        words = (self.best or "-", self.sampler.hex() or "-", self.time_s, self.size_bytes, *self.losses)
+        return " ".join(map(str, words))
+
 
 class Absent(Message, name="cpfl/absent/1"):
     """I do not have it."""
@@ -59,6 +65,7 @@ class Shelf:
         """``timeout_s``: how long to wait for one that was asked for."""
         self._first = Version(digest="", model=ctx.initial_model())
         self._held: dict[str, Version] = {"": self._first}
+        self._about: dict[str, str] = {}  # made once, as every checkpoint has the losses of all rounds
         self._asked: dict[tuple[str, int], Future[bool]] = {}
         self.liars: dict[int, None] = {}
         """Peers that have given another model than they said, or lied about the cohort's."""
@@ -75,11 +82,13 @@ class Shelf:
     def add(self, version: Version) -> None:
         """Hold a version."""
         self._held[version.digest] = version
+        self._about[version.digest] = version.about
 
     def keep(self, digests: Collection[str]) -> None:
         """Let go of all but these."""
         kept = {"", self.pinned, *digests}
         self._held = {digest: held for digest, held in self._held.items() if digest in kept}
+        self._about = {digest: about for digest, about in self._about.items() if digest in kept}
 
     def answer(self, digest: str) -> Version | Absent:
         """What to say to a node that wants a version."""
@@ -123,8 +132,7 @@ class Shelf:
             if digest:
                 kept[_MODEL + digest] = held.model
                 kept |= {f"{_STATE}{digest} {name}": tensor for name, tensor in held.state.items()}
-                words = (held.best or "-", held.sampler.hex() or "-", held.time_s, held.size_bytes, *held.losses)
-                kept[_ABOUT + digest] = " ".join(map(str, words))
+                kept[_ABOUT + digest] = self._about[digest]
         return kept
 
     def restore(self, saved: Mapping[str, Any]) -> None:

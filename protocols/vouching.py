@@ -1,7 +1,9 @@
 """Who may hand in what a cohort has learned: whom most of its members that are there follow, and know to be as far.
 
 Any member could say that its cohort has stopped. So the node that unifies asks the others before it takes a model: who
-leads has their votes, and before it has trained a round a majority has accepted the model of the round before.
+leads has their votes. Of an elected leader's rounds they know, too: before it has trained one, a majority has accepted
+the model of the round before. Of a fixed leader's, a member knows those that it has been asked for, and a leader may
+ask few of them: so many rounds count as one of the others has been asked for. More takes an accomplice.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class Vote(Message, name="cpfl/vote/1"):
 
     holds: bool | None = None
     """None: it is not for me to say."""
+    rounds: int = 0
+    """That I know to have begun, of those that the claim tells of."""
 
 
 def is_possible(stopped: Stopped, most_rounds: int) -> bool:
@@ -33,18 +37,26 @@ def is_possible(stopped: Stopped, most_rounds: int) -> bool:
     return stopped.samples >= 0 and stopped.rounds >= 0 and (not most_rounds or stopped.rounds <= most_rounds)
 
 
-def vote(ctx: Context, leadership: Leadership, claim: Claim) -> Vote:
-    """What a member of the cohort says: nothing, where it is none any longer, or too few are left to have a leader."""
+def vote(ctx: Context, leadership: Leadership, claim: Claim, seen: int) -> Vote:
+    """What a member of the cohort says: nothing, where it is none any longer, or too few are left to have a leader.
+
+    Args:
+        seen: rounds up to the newest one that this node has been asked for.
+    """
     members = leadership.members
     is_leaderless = leadership.leader is None and 2 * len(ctx.alive(members)) <= len(members)
     if ctx.me not in members or is_leaderless:
         return Vote()
     mine = leadership.testify()
-    return Vote(holds=leadership.leader == claim.leader and (mine is None or mine.round + 1 >= claim.rounds))
+    known = seen if mine is None else mine.round + 1
+    holds = leadership.leader == claim.leader and (mine is None or known >= claim.rounds)
+    return Vote(holds=holds, rounds=min(known, claim.rounds))
 
 
-async def is_vouched_for(ctx: Context, members: Sequence[int], claim: Claim, own: Vote, timeout_s: float) -> bool:
-    """Whether more than half of a cohort's members that are there say so; who says nothing in time is against it.
+async def vouched(ctx: Context, members: Sequence[int], claim: Claim, own: Vote, timeout_s: float) -> int | None:
+    """How many rounds of a claim count; None: no more than half of a cohort's members that are there confirm it.
+
+    Who says nothing in time is against it. A leader whose members are all gone, or that never had any, is believed.
 
     Args:
         members: those that the cohort was formed of.
@@ -55,17 +67,20 @@ async def is_vouched_for(ctx: Context, members: Sequence[int], claim: Claim, own
     for member, future in zip(others, said, strict=True):
         ctx.spawn(_ask(ctx, member, claim, timeout_s, future))
     votes = [await future for future in said]
-    votes += [own.holds] if ctx.me in members and ctx.me != claim.leader else []
-    votes += [True] if claim.leader in members else []
-    heard: list[bool] = [holds for holds in votes if holds is not None]
-    return 2 * sum(heard) > len(heard)
+    votes += [own] if ctx.me in members and ctx.me != claim.leader else []
+    heard = [vote for vote in votes if vote.holds is not None]
+    confirming = [vote.rounds for vote in heard if vote.holds]
+    leads = claim.leader in members
+    if 2 * (len(confirming) + leads) <= len(heard) + leads:
+        return None
+    return max(confirming, default=claim.rounds)
 
 
-async def _ask(ctx: Context, member: int, claim: Claim, timeout_s: float, future: Future[bool | None]) -> None:
+async def _ask(ctx: Context, member: int, claim: Claim, timeout_s: float, future: Future[Vote]) -> None:
     try:
         answer = await ctx.request(member, claim, timeout_s=timeout_s)
     except Unreachable:
         answer = Vote()
     except DeadlineExceeded:
         answer = None
-    future.set_result(answer.holds if isinstance(answer, Vote) else False)
+    future.set_result(answer if isinstance(answer, Vote) else Vote(holds=False))

@@ -13,13 +13,13 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = {
     0: "errors message op clock",
-    1: "graph values order solver cache digests identity codec topology record row config tape usage timeline"
-    " participants arithmetic logs election assumptions",
+    1: "graph values order solver cache digests identity trust codec topology record row config tape usage timeline"
+    " participants arithmetic logs election membership assumptions durable transfer arrays packing",
     2: "protocol context compute aggregation sparse unify unifiers mailbox requests mods world provenance private"
-    " peers cohorts summing chunking oneshot stacking",
+    " peers cohorts summing chunking oneshot stacking compression",
     3: "learn privacy store",
     4: "live sim",
-    5: "testing cli experiment attack",
+    5: "testing cli experiment attack daemon",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
@@ -169,8 +169,8 @@ BANNED_IMPORTS = {
     "marshal": ("messages are node.codec's, models safetensors'", ()),
     "random": ("take ctx.rng, or a numpy Generator made from the seed", ()),
     "time": (
-        "ask the clock (ctx.now, Clock.time); wall time is for live/, cli/ and experiment/",
-        ("live", "cli", "experiment"),
+        "ask the clock (ctx.now, Clock.time); wall time is for live/, cli/, daemon/ and experiment/",
+        ("live", "cli", "daemon", "experiment"),
     ),
 }
 
@@ -180,7 +180,7 @@ BANNED_CALLS = {
     "torch.load": ("safetensors.torch.load_file: a pickle runs code", ()),
     "np.load": ("np.load(..., allow_pickle=False)", ("learn",)),
     "print": ("ctx.log or structlog; only the command line prints", ("cli",)),
-    "datetime.now": ("ask the clock", ("live", "cli", "experiment")),
+    "datetime.now": ("ask the clock", ("live", "cli", "daemon", "experiment")),
 }
 
 

@@ -21,10 +21,11 @@ from torch import Tensor
 from node import codec
 from node.attack.attacker import Attack, Scene
 from node.attack.linkability import completed
+from node.learn.oneshot.precision import narrowed_spec, widened, widened_spec
 from node.learn.parts import join, part
 from node.message import Message
 from node.mods import Observer
-from node.op import Ref, op
+from node.op import Ref, Spec, op
 from node.privacy.chunks import chunk_size, partition
 from node.sparse import bits_of, unpacked_mask
 
@@ -168,7 +169,7 @@ class Sampler(Observer):
         victim = scene.participants.device(sender)
         if victim == scene.participants.device(self._me) or not scene.truth.has_data(victim):
             return
-        if round % config.every or round <= self._over or not _models(message):
+        if round % config.every or round <= self._over or not _models(message, scene):
             return
         lane = _lane(message)
         number = self._heard[round, sender, lane] = self._heard.get((round, sender, lane), -1) + 1
@@ -216,8 +217,10 @@ def seen_in(ctx: Context, sender: int, message: Message | Piece, scene: Scene, o
     They are whole; or a core, with every head in the same message, or else the attacker's own; or, completed with what
     the attacker had mixed itself, a chunk of Shatter, or what a mask of DisPFL keeps.
     """
-    models, size = _models(message), scene.model.dimension
-    whole = [_single(ctx, ref) for ref in models if ref.spec.shape == scene.model.spec.shape]
+    models, size = _models(message, scene), scene.model.dimension
+    whole = [
+        _single(ctx, ref) for ref in models if ref.spec.shape == scene.model.spec.shape or ref.spec == _bytes_of(scene)
+    ]
     if whole:
         return [Seen(sender, ref, size) for ref in whole]
     if models and own is not None and hasattr(message, "chunk") and hasattr(scene.options, "beacon"):
@@ -247,13 +250,19 @@ def _lane(message: Message | Piece) -> tuple[str, ...]:
     return message.wire_name, *[repr(getattr(message, key)) for key in message.key_fields if key != "round"]
 
 
-def _models(message: Message | Piece) -> list[Ref]:
+def _models(message: Message | Piece, scene: Scene) -> list[Ref]:
     """What of a message may be weights: all but metrics, masks, other whole numbers, and statistics beside a model."""
     if isinstance(message, Piece):
         refs = [message.values]
     else:
         refs = [ref for place, ref in codec.placed(message) if not place.startswith(_STATISTICS)]
-    return [ref for ref in refs if not ref.spec.names and ref.spec.dtype.startswith("float")]
+    in_bytes = _bytes_of(scene)
+    return [ref for ref in refs if ref.spec == in_bytes or (not ref.spec.names and ref.spec.dtype.startswith("float"))]
+
+
+def _bytes_of(scene: Scene) -> Spec:
+    """What a model in a byte a parameter looks like."""
+    return narrowed_spec(scene.model.spec, "int8")
 
 
 def _of_chunk(ctx: Context, sender: int, message: Any, values: Ref, scene: Scene, own: Own) -> list[Seen]:
@@ -279,7 +288,15 @@ def _of_mask(ctx: Context, sender: int, message: Any, scene: Scene, own: Own) ->
 
 def _single(ctx: Context, ref: Ref) -> Ref:
     """A model in single precision, whatever it was sent in."""
+    if ref.spec.dtype == "uint8":
+        return ctx.apply(from_bytes, ref)
     return ref if ref.spec.dtype == "float32" else ctx.apply(single, ref)
+
+
+@op(spec=lambda inputs, static: widened_spec(inputs[0], "int8"))
+def from_bytes(sent: Tensor) -> Tensor:
+    """A model in single precision, of one in a byte a parameter."""
+    return widened(sent, "int8")
 
 
 @op(spec=lambda inputs, static: inputs[0]._replace(dtype="float32"))

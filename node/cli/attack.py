@@ -28,11 +28,17 @@ def run(
         nodes: who attacks; None: the first learner.
         sets: ``key=value``, of the experiment; ``attack.key=value``, of the attack.
     """
-    own = {".".join(key[1:]): value for key, value in map(from_flag, sets) if key[0] == _OWN}
+    own = attack_options(sets)
     others = [override for override in sets if from_flag(override)[0][0] != _OWN]
+    return running.run_config(with_attacker(load(experiment, others, os.environ), kind, nodes, own), out, quiet)
+
+
+def attack_options(sets: Sequence[str]) -> dict[str, Any]:
+    """The attack's own keys among some overrides."""
+    own = {".".join(key[1:]): value for key, value in map(from_flag, sets) if key[0] == _OWN}
     if "" in own:
         raise ConfigError(f"--set {_OWN}=…: write {_OWN}.KEY=VALUE")
-    return running.run_config(with_attacker(load(experiment, others, os.environ), kind, nodes, own), out, quiet)
+    return own
 
 
 def with_attacker(

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import typer
 
-from node.cli import bench_orderings, leaderboard_open, leaderboard_table
+from node.cli import bench_orderings, leaderboard_open, leaderboard_reliability, leaderboard_table
 from node.cli.bench_cells import Progress
 from node.cli.leaderboard import Board
 from node.cli.leaderboard_html import write_page
 from node.errors import ConfigError
-from node.experiment.oneshot_cell import Record
+from node.experiment.oneshot_cell import Figures, Record
 from node.experiment.oneshot_presets import entrants, preset
 from node.experiment.sweep import write_table
 
@@ -41,8 +41,8 @@ def run(request: Request) -> int:
     Raises:
         ConfigError: the request, or a file of results, is wrong: found before anything runs.
     """
-    rows = entrants(request.algorithms)
     chosen = preset(request.preset, request.datasets, request.seeds)
+    rows = entrants(request.algorithms, chosen.variants)
     cells = list(chosen.cells(rows))
     for cell in cells:
         cell.config()
@@ -77,9 +77,15 @@ def write(board: Board, verdicts: Sequence[bench_orderings.Verdict], records: Se
     write_page(board, verdicts, folder / "leaderboard.html")
     leaderboard_table.write_csv(board, folder / "leaderboard.csv")
     (folder / "leaderboard.tex").write_text(leaderboard_table.latex(board), encoding="utf-8")
-    names = ("entrant", "assumptions", "division", "status", "error")
-    rows = [{**{name: each[name] for name in names}, **each["setting"], **each["figures"]} for each in records]
+    leaderboard_reliability.write_csv(board, folder / "reliability.csv")
+    names = ("entrant", "assumptions", "division", "status", "error", "unattacked")
+    rows = [{**{name: each[name] for name in names}, **each["setting"], **_single(each["figures"])} for each in records]
     write_table(folder / "cells.csv", rows)
+
+
+def _single(figures: Figures) -> Figures:
+    """Those that are no part of a table of their own."""
+    return {name: value for name, value in figures.items() if "/" not in name}
 
 
 def told(board: Board, verdicts: list[bench_orderings.Verdict], request: Request) -> Iterator[str]:
@@ -97,7 +103,7 @@ def told(board: Board, verdicts: list[bench_orderings.Verdict], request: Request
     for name, errors in causes.items():
         more = f" (and {len(errors) - 1} more cells)" if len(errors) > 1 else ""
         yield f"not run: {name}: {errors[0]}{more}"
-    yield f"results: {request.out}/  (leaderboard.html, leaderboard.csv, leaderboard.tex, cells.csv)"
+    yield f"results: {request.out}/  (leaderboard.html, leaderboard.csv, leaderboard.tex, reliability.csv, cells.csv)"
 
 
 def _check_folder(folder: Path) -> None:

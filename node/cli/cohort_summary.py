@@ -21,6 +21,7 @@ class Cohort(BaseModel):
     elections: int = 0
     failovers: int = 0
     repeated_rounds: int = 0
+    lost: str | None = None
 
 
 class Unifier(BaseModel):

@@ -15,6 +15,7 @@ from node.cli.figures import duration, size
 from node.cohorts import predicted_rounds
 
 if TYPE_CHECKING:
+    from node.experiment.comparison import Estimate
     from node.experiment.noise_scale import NoiseScale
 
 UNKNOWN = "–"
@@ -62,6 +63,7 @@ def parts(study: Study, scales: Mapping[str, NoiseScale]) -> list[Part]:
             "alpha",
             "K",
             "time",
+            "+ student",
             "CPU",
             "bytes",
             *list(_ACCURACIES.values())[:1],
@@ -150,7 +152,7 @@ def _predicted(way: Reached, base: Reached | None, scale: NoiseScale | None) -> 
 
 
 def _against(each: Against) -> list[str]:
-    factors = [UNKNOWN if factor is None else f"{factor:.2f}x" for factor in (each.time, each.cpu, each.bytes)]
+    factors = [_factor(factor) for factor in (each.time, each.whole_time, each.cpu, each.bytes)]
     gains = [each.cohort, each.ensemble, each.average, each.student]
     alpha = "skewed" if each.alpha is None else f"{each.alpha:g}"
     return [each.source, alpha, str(each.cohorts), *factors, *(_points(gain) for gain in gains)]
@@ -162,7 +164,7 @@ def _against(each: Against) -> list[str]:
 def _under_stopping_rule(each: Against) -> str:
     place = "" if each.alpha is None else f", alpha {each.alpha:g}"
     factors = ((each.time, "time"), (each.cpu, "CPU"), (each.bytes, "bytes"))
-    costs = ", ".join(f"{1 / factor:.2f} times the {name}" for factor, name in factors if factor)
+    costs = ", ".join(f"{1 / factor.mean:.2f} times the {name}" for factor, name in factors if factor)
     gains = (
         ("mean cohort model", each.cohort),
         ("ensemble", each.ensemble),
@@ -225,8 +227,16 @@ def _with_interval(cell: Cell, figure: str) -> str:
     return f"{found.mean:{digits}}" + ("" if found.half is None else f"±{found.half:{digits}}")
 
 
-def _points(gain: float | None) -> str:
-    return UNKNOWN if gain is None else f"{100 * gain:+.1f}"
+def _factor(saving: Estimate | None) -> str:
+    if saving is None:
+        return UNKNOWN
+    return f"{saving.mean:.2f}" + ("x" if saving.half is None else f"±{saving.half:.2f}x")
+
+
+def _points(gain: Estimate | None) -> str:
+    if gain is None:
+        return UNKNOWN
+    return f"{100 * gain.mean:+.1f}" + ("" if gain.half is None else f"±{100 * gain.half:.1f}")
 
 
 def _number(value: float | None) -> str:

@@ -65,8 +65,10 @@ def lines(cohorts: Cohorts) -> Iterator[str]:
     """The same in a few lines of text."""
     rounds = [each.rounds for each in cohorts.cohorts if each.rounds is not None]
     few, most = min(rounds, default=0), max(rounds, default=0)
+    lost = sum(each.lost is not None for each in cohorts.cohorts)
     yield (
-        f"{count(len(cohorts.cohorts), 'cohort')}, {few} to {most} rounds; converged after "
+        f"{count(len(cohorts.cohorts), 'cohort')}{f' ({lost} lost)' if lost else ''}, {few} to {most} rounds; "
+        f"converged after "
         f"{_seconds(cohorts.converged_s)}, unified in {_seconds(cohorts.unify_s)}; "
         f"{cohorts.device_cpu_s:,.4g} s of training on devices"
     )
@@ -104,7 +106,7 @@ def _cohort(each: Cohort) -> tuple[str, ...]:
         str(each.failovers) + (f" ({each.repeated_rounds} repeated rounds)" if each.repeated_rounds else ""),
         _number(each.rounds),
         "–" if each.participants is None else f"{each.participants:.4g}",
-        _seconds(each.stopped_s),
+        each.lost or _seconds(each.stopped_s),
         _share(each.accuracy),
     )
 

@@ -68,6 +68,8 @@ class Board:
         self._told: dict[str, tuple[str, str]] = {}
         self.settings: dict[str, Setting] = {}
         """One of each block."""
+        self.unattacked: dict[str, str] = {}
+        """Why what an entrant's clients upload is not attacked anywhere."""
         for record in every:
             if record["status"] == "finished":
                 setting = Setting(**record["setting"])
@@ -75,6 +77,11 @@ class Board:
                 figures = {name: value for name, value in record["figures"].items() if value is not None}
                 self._cells.setdefault((record["entrant"], setting.block), {})[setting.seed] = figures
                 self._told.setdefault(record["entrant"], (record["assumptions"], record["division"]))
+                if why := record.get("unattacked"):
+                    self.unattacked.setdefault(record["entrant"], why)
+        for (name, _), seeds in self._cells.items():
+            if any("leakage_auc" in figures for figures in seeds.values()):
+                self.unattacked.pop(name, None)
 
     @cached_property
     def names(self) -> list[str]:
@@ -83,8 +90,10 @@ class Board:
 
     @cached_property
     def main(self) -> list[str]:
-        """Blocks that are ranked."""
-        return [block for block, setting in self.settings.items() if setting.clients == CLIENTS and not setting.damage]
+        """Blocks that are ranked; where only others have results is none, unless there is nothing else."""
+        plain = [block for block, setting in self.settings.items() if setting.clients == CLIENTS and setting.is_plain]
+        own = {block for name, block in self._cells if self.division(name) != "open"}
+        return [block for block in plain if block in own] or plain
 
     def division(self, name: str) -> str:
         """Of an entrant."""

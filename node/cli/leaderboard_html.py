@@ -15,6 +15,7 @@ from pathlib import Path
 from node.cli.bench_orderings import Verdict
 from node.cli.leaderboard import Board, Entry
 from node.cli.leaderboard_plots import numbered, pictures
+from node.cli.leaderboard_privacy import exposed
 from node.cli.leaderboard_relaxations import AXES, MEANINGS, relaxations
 from node.cli.leaderboard_table import COLUMNS, shown
 
@@ -67,6 +68,7 @@ def page(board: Board, verdicts: Sequence[Verdict]) -> str:
         _section("Leaderboard", _leaderboard(board), _notes(board)),
         _section("What each relaxation buys", _relaxations(board)),
         _section("Pictures", _pictures(board)),
+        _section("What uploads give away", _privacy(board)),
         _section("Damage", _damage(board)),
         _section("Orderings", _orderings(verdicts)),
         _section("What did not run", _failures(board)),
@@ -141,8 +143,9 @@ def _notes(board: Board) -> str:
         "are means over the same settings. Rank: mean over settings among the closed division, which trains the same "
         "local models. Bold: best of those that assume the same; underlined: not significantly worse (Wilcoxon, Holm, "
         "5 %). dir[class]: each class is divided among clients by a Dirichlet distribution. FLOPs of clients and "
-        "aggregator are what virtual devices of 1 GFLOP/s take time for. Lines of reference and results of others "
-        "(open) have no rank. A heading sorts."
+        "aggregator are what virtual devices of 1 GFLOP/s take time for. Peaks: bytes of tensors alive at once, as "
+        "measured (iid, seed 0) at the client with most samples and at the aggregator. Lines of reference and results "
+        "of others (open) have no rank. A heading sorts."
     )
     return f'<p class="soft">{escape(text)}</p>'
 
@@ -170,11 +173,25 @@ def _pictures(board: Board) -> str:
     return f'<div class="grid">{drawn}</div>' if drawn else ""
 
 
+_MISSING = ("drop", "owner", "deadline")
+
+
 def _damage(board: Board) -> str:
     """Accuracy where clients are missing or lie, beside what it is where all is well."""
-    blocks = [block for block, setting in board.settings.items() if setting.damage]
-    if not blocks:
-        return ""
+    blocks = {block: setting.damage for block, setting in board.settings.items() if setting.damage}
+    missing = [block for block, damage in blocks.items() if damage.startswith(_MISSING)]
+    panels = ("Clients are missing", missing), ("Clients lie", [block for block in blocks if block not in missing])
+    tables = "".join(f"<h3>{title}</h3>{_damaged(board, hit)}" for title, hit in panels if hit)
+    note = (
+        "Accuracy %, over the seeds that all of these settings have. Who is dropped, or lies, is drawn by the seed; an "
+        "owner is who holds the largest share of any class. A deadline is a percentile of the times at which clients "
+        "have uploaded; devices are alike, so that who has most samples is late. over-claim: a hundred times the "
+        "samples that one has; capped: the same, and nobody is believed to have more than three times a fair share."
+    )
+    return f'{tables}<p class="soft">{escape(note)}</p>' if tables else ""
+
+
+def _damaged(board: Board, blocks: Sequence[str]) -> str:
     whole = [block for block in board.main if any(other.startswith(f"{block},") for other in blocks)]
     rows = []
     for name in board.names:
@@ -182,9 +199,31 @@ def _damage(board: Board) -> str:
         if any(mean is not None for mean in means[len(whole) :]):
             cells = "".join(_cell(shown(mean, "%"), mean) for mean in means)
             rows.append(f"<tr>{_cell(name, kind='text')}{cells}</tr>")
-    note = "Accuracy %, over the seeds that all of these settings have. Who is dropped, or lies, is drawn by the seed."
-    table = _table([_head("entrant", True), *map(_head, (*whole, *blocks))], rows, ' class="sortable"')
-    return f'{table}<p class="soft">{escape(note)}</p>'
+    return _table([_head("entrant", True), *map(_head, (*whole, *blocks))], rows, ' class="sortable"')
+
+
+def _privacy(board: Board) -> str:
+    """Accuracy, leakage and epsilon side by side."""
+    header = [_head("entrant", True), _head("where", True), _head("accuracy %"), _head("AUC %"), _head("interval")]
+    header += [_head("TPR at 1 % FPR"), _head("interval"), _head("epsilon"), _head("remark", True)]
+    rows = []
+    for each in exposed(board):
+        cells = [_cell(each.entrant, kind="text"), _cell(each.block, kind="text")]
+        cells.append(_cell(shown(each.accuracy, "%"), each.accuracy))
+        for rate, interval in ((each.auc, each.auc_interval), (each.tpr, each.tpr_interval)):
+            cells.append(_cell(shown(rate, "%"), rate))
+            cells.append(_cell("–" if interval is None else " to ".join(shown(end, "%") for end in interval)))
+        cells += [_cell(shown(each.epsilon, ""), each.epsilon), _cell(each.remark, kind="text")]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    if not rows:
+        return ""
+    note = (
+        "Membership inference on what crosses to the aggregator, at seed 0: models by the loss on each record, samples "
+        "by the distance to it; statistics beside a model are not attacked. AUC 50 % tells nothing; no TPR where fewer "
+        "than 100 records are no members. Intervals: 95 % of resamples of records. Epsilon: of single records, at "
+        "delta 1e-5, of the client that spends most; all clients train once, by DP-SGD."
+    )
+    return _table(header, rows, ' class="sortable"') + f'<p class="soft">{escape(note)}</p>'
 
 
 def _orderings(verdicts: Sequence[Verdict]) -> str:
@@ -192,7 +231,7 @@ def _orderings(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         values = list(verdict.differences.values())
         mean = f"{sum(values) / len(values):.1f}" if values else "–"
-        cells = [f"{verdict.first} less {verdict.second}", verdict.place, str(verdict.bound)]
+        cells = [verdict.claim, verdict.place, str(verdict.bound)]
         text = "".join(_cell(cell, kind="text") for cell in cells)
         rows.append(f"<tr>{text}{_cell(mean)}{_cell(verdict.status, kind='text')}</tr>")
     header = [_head(name, True) for name in ("claim", "where", "must be (points)")] + [_head("mean"), _head("", True)]

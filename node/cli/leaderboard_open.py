@@ -5,6 +5,7 @@ Nobody can tell from a number what it was reached with: other local models, othe
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from node.errors import ConfigError
 from node.experiment.loading import explain
 from node.experiment.oneshot_cell import Record
 from node.experiment.oneshot_grid import CLIENTS, Setting, divided
+from node.experiment.oneshot_presets import entrants
 
 FOLDER = "open"
 _CELL = re.compile(r"R[-0-5] D[0-4] (W[0-3])+ H[01] M[1-3] F[1-3] S[0-2]")
@@ -56,8 +58,8 @@ class OpenResult(Section):
 class OpenEntry(Section):
     """What somebody has reached."""
 
-    name: str = Field(min_length=1, max_length=80)
-    """What the row is called."""
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[^\x00-\x1f\x7f]*$")
+    """What the row is called, in one line."""
     source: str = ""
     """Where it can be read of, or run."""
     assumptions: str
@@ -81,6 +83,8 @@ def read_entry(path: Path) -> OpenEntry:
         raise ConfigError(f"--add {path}: cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise ConfigError(f"--add {path}: {explain(error.errors(), OpenEntry)}") from None
+    if entry.name in {row.name for row in entrants()}:
+        raise ConfigError(f"--add {path}: name: {entry.name!r} is a row of this benchmark's own; allowed: another name")
     for result in entry.results:
         divided(Setting(result.data, result.partition))
     return entry
@@ -90,8 +94,14 @@ def add(path: Path, folder: Path) -> OpenEntry:
     """Keep a file's results in a benchmark's folder; the same name replaces what it had before."""
     entry = read_entry(path)
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, folder / FOLDER / f"{_UNSAFE.sub('_', entry.name)}.json")
+    shutil.copyfile(path, folder / FOLDER / _file_of(entry.name))
     return entry
+
+
+def _file_of(name: str) -> str:
+    """One file for each name, whatever is in it."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{_UNSAFE.sub('_', name)}-{digest}.json"
 
 
 def added(folder: Path) -> list[Record]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from node.cli import plots
+from node.cli import leaderboard_reliability, plots
 from node.cli.leaderboard import Board
+from node.cli.leaderboard_curves import curves, engineered
 from node.cli.tradeoff_style import Picture
 from node.experiment.comparison import Point, pareto_front
-from node.experiment.oneshot_grid import Setting
 from node.experiment.ranking import cliques
 
-_MOST_LINES = 6
 _ROW = 0.17
 
 
@@ -30,9 +28,9 @@ def pictures(board: Board) -> list[Picture]:
         ),
         _against(board, numbers, "inference_flops", "FLOPs of an answer", "Accuracy against the cost of an answer"),
         _critical_difference(board),
+        leaderboard_reliability.picture(board),
         _panels(board),
-        *(_scaling(board, *figure) for figure in _SCALED),
-        _dropout(board),
+        *curves(board),
     )
     return [picture for picture in found if picture is not None]
 
@@ -68,7 +66,7 @@ def _against(board: Board, numbers: Mapping[str, int], figure: str, label: str, 
                 axes.plot(*at, marker, color=colour, markersize=5, label=division)
         axes.set(xlabel=label, ylabel="mean accuracy", xscale="log")
         _number(axes, {numbers[name]: (costs[name], board.mean(name) or 0.0) for name in shown})
-        _engineer(axes.xaxis)
+        engineered(axes.xaxis)
         axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
         axes.grid(True)
 
@@ -84,14 +82,6 @@ def _number(axes: Any, places: Mapping[int, tuple[float, float]]) -> None:
         if all(abs(at[0] - other[0]) > 0.05 or abs(at[1] - other[1]) > 0.035 for other in taken):
             taken.append(at)
             axes.annotate(str(number), place, (4, -2), textcoords="offset points", fontsize=7)
-
-
-def _engineer(axis: Any) -> None:
-    """Thousands, millions and so on of whatever is counted; on a logarithmic axis at powers of ten only."""
-    from matplotlib.ticker import EngFormatter, NullFormatter
-
-    axis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_minor_formatter(NullFormatter())
 
 
 _LOOK = {"closed": ("o", plots.COLOURS[0]), "reference": ("s", plots.COLOURS[1]), "open": ("D", plots.COLOURS[3])}
@@ -163,96 +153,3 @@ def _panels(board: Board) -> Picture | None:
 
     caption = "One colour for each set of assumptions: only these compare."
     return Picture("By assumptions", plots.draw(paint, height=1.0 + _ROW * len(rows)), caption)
-
-
-# Clients, and damage
-
-_SCALED = (
-    ("accuracy", "accuracy", "Accuracy by the number of clients"),
-    ("state_bytes", "bytes that the aggregator holds", "Aggregator's memory by the number of clients"),
-    ("aggregator_flops", "FLOPs of the aggregator", "Aggregator's work by the number of clients"),
-)
-
-
-Series: TypeAlias = Mapping[str, tuple[list[float], list[float]]]
-"""Positions and values, by entrant."""
-
-
-def _series(board: Board, blocks: Mapping[str, float], figure: str) -> Series:
-    """Of contenders that are in all of these blocks, which have positions; the most accurate first."""
-    found = {}
-    for name in sorted(board.contenders, key=lambda name: -(board.mean(name) or 0.0)):
-        means = board.paired(name, list(blocks), figure)
-        if None not in means:
-            found[name] = [*blocks.values()], [mean for mean in means if mean is not None]
-    return found
-
-
-def _spaced(series: Series) -> list[str]:
-    """Some of them, from the best to the worst: more lines than that nobody tells apart."""
-    names = list(series)
-    chosen = np.unique(np.linspace(0, len(names) - 1, min(len(names), _MOST_LINES)).astype(int))
-    return [names[place] for place in chosen]
-
-
-def _scaling(board: Board, figure: str, label: str, title: str) -> Picture | None:
-    """One figure over numbers of clients with all else equal, among those blocks that differ in nothing else."""
-    groups: dict[Setting, dict[str, float]] = {}
-    for block, setting in board.settings.items():
-        if not setting.damage:
-            groups.setdefault(replace(setting, clients=0, seed=0), {})[block] = setting.clients
-    blocks = max(groups.values(), key=len, default={})
-    blocks = dict(sorted(blocks.items(), key=lambda item: item[1]))
-    series = _series(board, blocks, figure)
-    if len(blocks) < 3 or not series:
-        return None
-    is_cost = figure != "accuracy"
-    caption = f"{min(blocks, key=blocks.__getitem__).rpartition(' ')[0]}."
-    if is_cost:
-        slopes = (f"{name} {_slope(*values):.2f}" for name, values in series.items())
-        caption += f" Slopes of log over log: {', '.join(slopes)}."
-    return Picture(title, _lines(series, "clients", label, x_log=True, y_log=is_cost), caption)
-
-
-def _slope(xs: Sequence[float], ys: Sequence[float]) -> float:
-    if min(ys) <= 0:
-        return 0.0
-    return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
-
-
-def _dropout(board: Board) -> Picture | None:
-    """Accuracy over clients that never upload."""
-    hit = {block: setting for block, setting in board.settings.items() if setting.damage.startswith("drop ")}
-    if not hit:
-        return None
-    first = next(iter(hit.values()))
-    whole = replace(first, damage="").block
-    blocks = {whole: 0.0} if whole in board.settings else {}
-    blocks |= {block: float(setting.damage.split()[1]) for block, setting in hit.items()}
-    series = _series(board, blocks, "accuracy")
-    if not series or len(blocks) < 2:
-        return None
-    picture = _lines(series, f"clients of {first.clients} that never upload", "accuracy")
-    return Picture("Accuracy by dropped clients", picture, f"{whole}; weights and counts are those of who uploaded.")
-
-
-def _lines(series: Series, x: str, y: str, *, x_log: bool = False, y_log: bool = False) -> str:
-    chosen = _spaced(series)
-
-    def paint(axes: Any) -> None:
-        for place, name in enumerate(chosen):
-            look = {"color": plots.colour_of(place), "dashes": plots.dashes_of(place)}
-            axes.plot(*series[name], marker="o", markersize=3.5, label=name, **look)
-        axes.set(xlabel=x, ylabel=y)
-        if x_log:
-            axes.set_xscale("log")
-        if y_log:
-            axes.set_yscale("log")
-            _engineer(axes.yaxis)
-        positions = series[chosen[0]][0]
-        axes.set_xticks(positions, [f"{position:g}" for position in positions], minor=False)
-        axes.set_xticks([], minor=True)
-        axes.grid(True)
-        axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-
-    return plots.draw(paint, height=3.2 + _ROW * len(chosen) / 2)

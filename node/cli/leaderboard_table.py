@@ -49,8 +49,11 @@ COLUMNS = (
     Column("client", "client_flops", "GFLOP", True),
     Column("aggregator", "aggregator_flops", "GFLOP", True),
     Column("aggregator holds", "state_bytes", "B", True),
+    Column("peak of a client", "client_peak_bytes", "B", True),
+    Column("peak of the aggregator", "aggregator_peak_bytes", "B", True),
     Column("result", "result_bytes", "B", True),
     Column("an answer", "inference_flops", "kFLOP", True),
+    Column("leakage AUC", "leakage_auc", "%", True),
 )
 _SCALE = {"%": 0.01, "GFLOP": 1e9, "kFLOP": 1e3}
 
@@ -114,7 +117,7 @@ def write_csv(board: Board, path: Path) -> None:
         }
         for block, spread in entry.accuracy.items():
             row |= {block: spread.mean, f"{block} sd": spread.deviation, f"{block} seeds": spread.seeds}
-        rows.append(row | {figure: entry.figures.get(figure) for figure in figures})
+        rows.append(row | {figure: entry.figures.get(figure) for figure in figures if "/" not in figure})
     write_table(path, rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from typing import get_args
 
 from node.attack.kinds import KINDS
@@ -59,7 +60,10 @@ def choices() -> dict[str, Callable[[], dict[str, str]]]:
         "executors": lambda: _EXECUTORS,
         "algorithms": lambda: {name: _algorithm(name) for name in sorted(registered("starling.algorithms"))},
         "attacks": lambda: {name: kind.meaning for name, kind in KINDS.items()},
-        "mods": lambda: {"module:Class": "any subclass of node.Mod or node.Observer"},
+        "mods": lambda: {
+            **{name: _meaning(entry) for name, entry in sorted(registered("starling.mods").items())},
+            "module:Class": "any subclass of node.Mod or node.Observer",
+        },
     }
 
 
@@ -74,6 +78,10 @@ def _algorithm(name: str) -> str:
 
     found = find(name)
     return f"{found.declares.cell}  {(found.__doc__ or '').strip().partition(chr(10))[0]}"
+
+
+def _meaning(entry: EntryPoint) -> str:
+    return (entry.load().__doc__ or "").strip().partition("\n")[0]
 
 
 def _first_line(protocol: str) -> str:

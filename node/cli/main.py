@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from node.cli.bench import app as bench
+from node.cli.network import app as network
 from node.cli.privacy import app as privacy
 from node.errors import ConfigError, StarlingError
 
@@ -21,6 +22,10 @@ SUCCESS, WRONG_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
 
 ADMIN_URL = "http://127.0.0.1:7601"
 NodeUrl = Annotated[str, typer.Option("--node", metavar="URL", help="The node's admin address.")]
+TokenFile = Annotated[
+    Path, typer.Option("--token-file", metavar="FILE", help="The file admin.token in the node's state folder.")
+]
+TOKEN_FILE = Path("state/admin.token")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app = typer.Typer(
@@ -34,6 +39,7 @@ app = typer.Typer(
 
 app.add_typer(privacy, name="privacy")
 app.add_typer(bench, name="bench")
+app.add_typer(network, name="network")
 
 
 class Clock(StrEnum):
@@ -113,17 +119,28 @@ def run(
 
 @app.command()
 def node(
-    config: Annotated[Path, typer.Option(help="The node's TOML file.")] = Path("node.toml"),
+    config: Annotated[
+        Path | None, typer.Option(help="The node's TOML file; default: node.toml, unless the node joins.")
+    ] = None,
+    join: Annotated[
+        str, typer.Option(metavar="INVITE", help="An invitation, a file that holds one, or - for standard input.")
+    ] = "",
+    state: Annotated[str, typer.Option(metavar="DIR", help="The node's own folder: keys, checkpoints, results.")] = "",
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where peers' links come in.")] = "",
+    advertise: Annotated[str, typer.Option(metavar="HOST:PORT", help="What peers are told, if that differs.")] = "",
+    admin: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where health, metrics and control are.")] = "",
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="For machines with little of it; see deploy/edge.md.")
+    ] = False,
 ) -> None:
-    """Run one real node in the foreground, until SIGTERM."""
-    from node.experiment.nodefile import load_node
+    """Run one real node in the foreground, until SIGTERM. One that has joined a network once needs no invitation."""
+    from node.cli.joining import run_one
 
     # Until the node listens to it itself there is nothing to lose; a container's first process would ignore it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(SUCCESS))
-    settings, experiment = load_node(config, os.environ)
-    from node.experiment.daemon import run_node
-
-    raise typer.Exit(run_node(settings, experiment))
+    flags = {"state": state, "listen": listen, "advertise": advertise, "admin": admin}
+    flags["low_memory"] = "true" if low_memory else ""
+    raise typer.Exit(run_one(config, join, {key: value for key, value in flags.items() if value}))
 
 
 @app.command()
@@ -139,14 +156,18 @@ def attack(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json on stdout, and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     join: Annotated[
-        str, typer.Option(metavar="INVITE", help="Join a running network instead: waits for network invitations.")
+        str,
+        typer.Option(metavar="INVITE", help="Join a running network instead, until SIGTERM; an invitation or file."),
     ] = "",
+    state: Annotated[str, typer.Option(metavar="DIR", help="With --join: the node's own folder.")] = "",
 ) -> None:
     """Run an experiment with an attacker among its nodes, and say what it has measured."""
     from node.cli import attack as attacking
 
     if join:
-        raise ConfigError("--join: networks have no invitations yet; allowed: --experiment")
+        from node.cli.joining import attack_one
+
+        raise typer.Exit(attack_one(kind, join, sets or [], {"state": state} if state else {}))
     if not experiment:
         raise ConfigError("--experiment: is missing; name a TOML file or a bundled experiment")
     overrides = [*(sets or []), *([f"clock={clock.value}"] if clock else [])]
@@ -177,17 +198,34 @@ def peers(node: NodeUrl = ADMIN_URL, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def stop(
-    node: NodeUrl = ADMIN_URL,
-    token_file: Annotated[Path, typer.Option(help="The file admin.token in the node's state folder.")] = Path(
-        "state/admin.token"
-    ),
-) -> None:
-    """Stop a running node, in order."""
-    from node.cli.remote import ask_to_stop
+def pause(node: NodeUrl = ADMIN_URL, token_file: TokenFile = TOKEN_FILE) -> None:
+    """Have a running node begin no new training step; it goes on answering its peers."""
+    _order(node, "pause", token_file, "pauses")
 
-    ask_to_stop(node, token_file)
-    typer.echo(f"{node} stops")
+
+@app.command()
+def resume(node: NodeUrl = ADMIN_URL, token_file: TokenFile = TOKEN_FILE) -> None:
+    """Have a node that pauses train on."""
+    _order(node, "resume", token_file, "trains on")
+
+
+@app.command()
+def drain(node: NodeUrl = ADMIN_URL, token_file: TokenFile = TOKEN_FILE) -> None:
+    """Have a running node finish its round, keep it, and leave."""
+    _order(node, "drain", token_file, "finishes its round and leaves")
+
+
+@app.command()
+def stop(node: NodeUrl = ADMIN_URL, token_file: TokenFile = TOKEN_FILE) -> None:
+    """Stop a running node, in order."""
+    _order(node, "stop", token_file, "stops")
+
+
+def _order(node: str, what: str, token_file: Path, then: str) -> None:
+    from node.cli.remote import order
+
+    order(node, what, token_file)
+    typer.echo(f"{node} {then}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Ask a running node over its HTTP interface."""
+"""Ask a running node over its HTTP interface, and tell it what to do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from node.errors import ConfigError, Unreachable
 
 _TIMEOUT_S = 5.0
 _MOST_BYTES = 16 << 20
+_NUMBERS = (0, 2, 3)
+"""Columns of the table of peers that are numbers."""
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -26,16 +28,16 @@ _opener = build_opener(ProxyHandler({}), _NoRedirect())
 
 
 def ask(node: str, what: str) -> Any:
-    """What a node answers to ``GET /what``, parsed. Raises as :func:`ask_to_stop`."""
+    """What a node answers to ``GET /what``, parsed. Raises as :func:`order`, but for the token."""
     return _fetch(node, Request(_url(node, what)))
 
 
-def ask_to_stop(node: str, token_file: Path) -> None:
-    """Have a node stop; it answers at once, and is gone within seconds.
+def order(node: str, what: str, token_file: Path) -> None:
+    """Have a node ``pause``, ``resume``, ``drain`` or ``stop``; it answers at once, and does it soon.
 
     Raises:
         ConfigError: no URL, no token, or not this node's token.
-        Unreachable: no node answers there.
+        Unreachable: no node answers there, or it will not now.
     """
     try:
         token = token_file.read_text(encoding="ascii").strip()
@@ -46,7 +48,7 @@ def ask_to_stop(node: str, token_file: Path) -> None:
         ) from None
     if not token or not token.isprintable():
         raise ConfigError(f"--token-file {token_file}: holds no token; name admin.token in the node's state folder")
-    _fetch(node, Request(_url(node, "stop"), method="POST", headers={"Authorization": f"Bearer {token}"}))
+    _fetch(node, Request(_url(node, what), method="POST", headers={"Authorization": f"Bearer {token}"}))
 
 
 def as_lines(found: Mapping[str, Any]) -> str:
@@ -55,8 +57,39 @@ def as_lines(found: Mapping[str, Any]) -> str:
 
 
 def as_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Peers, a line for each."""
-    return "\n".join(f"{peer['node']:>6} {peer['state']:<8} {_shown(peer['address'])}" for peer in found) or "no peers"
+    """Peers, a line for each: who, in which state and since when, how far away, where, and what for."""
+    if not found:
+        return "no peers"
+    rows = [("NODE", "STATE", "SINCE", "RTT", "ADDRESS", "ROLE"), *map(_row, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def _row(peer: Mapping[str, Any]) -> tuple[str, ...]:
+    since_s, rtt_s = peer.get("since_s"), peer.get("rtt_s")
+    return (
+        _shown(peer["node"]),
+        _shown(peer["state"]),
+        "-" if since_s is None else _duration(since_s),
+        "-" if rtt_s is None else f"{rtt_s * 1000:.1f} ms",
+        _shown(peer.get("address")),
+        _shown(peer.get("role")),
+    )
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours >= 48:
+        return f"{hours // 24} d"
+    return f"{hours} h {minutes % 60:02} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def _shown(value: Any) -> str:
@@ -89,6 +122,8 @@ def _fetch(node: str, request: Request) -> Any:
             raise ConfigError(
                 f"--token-file: {node} refuses this token; take admin.token of its state folder"
             ) from None
+        if error.code == 409:
+            raise Unreachable(f"{node}: {said}") from None
         raise Unreachable(f"{node}: answers {error.code} ({said}); is this a node's admin address?") from None
     except (URLError, TimeoutError, HTTPException, ValueError, OSError) as error:
         reason = getattr(error, "reason", None) or error

@@ -1,8 +1,8 @@
 """Who comes into a cohort or leaves it after it was formed; nobody else moves.
 
 A joiner goes to the cohort that it costs least, of those with room. What costs is said by how cohorts were formed:
-:func:`rendezvous_costs`, :func:`stratified_costs`, :func:`distance_costs` (alike in labels, updates or speed), or a
-row of round trips to the cohorts' medoids.
+:func:`rendezvous_costs`, :func:`stratified_costs`, :func:`similar_costs` (alike in labels), :func:`distance_costs` (in
+speed), or :func:`near_costs`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from node.cohorts.forming import Cohorts, name_of
 from node.cohorts.labels import total_of
@@ -69,20 +69,36 @@ def rendezvous_costs(beacon: str, node: int, cohorts: int) -> list[int]:
     return [-score(beacon, name_of(cohort), node) for cohort in range(cohorts)]
 
 
-def stratified_costs(
-    histograms: Mapping[int, NDArray[np.float64]], cohorts: Cohorts, joiner: NDArray[np.float64]
-) -> list[float]:
+def stratified_costs(histograms: Mapping[int, ArrayLike], cohorts: Cohorts, joiner: ArrayLike) -> list[float]:
     """By how much a joiner's labels move each cohort away from its share of everybody's, in L1."""
-    totals = [total_of(histograms, members, like=joiner) for members in cohorts]
-    target = (np.sum(totals, axis=0) + joiner) / sum(bool(members) for members in cohorts)
-    return [float(np.abs(total + joiner - target).sum() - np.abs(total - target).sum()) for total in totals]
+    own = np.asarray(joiner, dtype=np.float64)
+    counts = {node: np.asarray(row, dtype=np.float64) for node, row in histograms.items()}
+    totals = [total_of(counts, members, like=own) for members in cohorts]
+    target = (np.sum(totals, axis=0) + own) / sum(bool(members) for members in cohorts)
+    return [float(np.abs(total + own - target).sum() - np.abs(total - target).sum()) for total in totals]
 
 
-def distance_costs(
-    features: Mapping[int, NDArray[np.float64]], cohorts: Cohorts, joiner: NDArray[np.float64]
-) -> list[float]:
+def distance_costs(features: Mapping[int, ArrayLike], cohorts: Cohorts, joiner: ArrayLike) -> list[float]:
     """How far a joiner is from the mean of each cohort; infinitely far from one without members."""
+    rows = {node: np.asarray(row, dtype=np.float64) for node, row in features.items()}
     return [
-        float(np.linalg.norm(np.mean([features[node] for node in members], axis=0) - joiner)) if members else np.inf
+        float(np.linalg.norm(np.mean([rows[node] for node in members], axis=0) - joiner)) if members else np.inf
         for members in cohorts
     ]
+
+
+def similar_costs(features: Mapping[int, ArrayLike], cohorts: Cohorts, joiner: ArrayLike) -> list[float]:
+    """The same among vectors that are brought to length 1: alike is what points the same way."""
+    return distance_costs({node: _unit(row) for node, row in features.items()}, cohorts, _unit(joiner))
+
+
+def near_costs(round_trips_s: Mapping[int, float], cohorts: Cohorts) -> list[float]:
+    """The mean round trip to those members of each cohort that a joiner has measured; infinite where it has none."""
+    measured = [[round_trips_s[node] for node in members if node in round_trips_s] for members in cohorts]
+    return [float(np.mean(times_s)) if times_s else np.inf for times_s in measured]
+
+
+def _unit(vector: ArrayLike) -> NDArray[np.float64]:
+    row = np.asarray(vector, dtype=np.float64)
+    length = float(np.linalg.norm(row))
+    return row / length if length > 0 else row

@@ -6,6 +6,7 @@ Reading a file, applying ``--set`` and turning a wrong key into one clear line i
 from node.config.aggregation import AggregationSection
 from node.config.attackers import AttackerSection
 from node.config.experiment import ExecutorSection, ExperimentConfig, RecordSection
+from node.config.faults import InjectedFaultSection, check_faults
 from node.config.learning import (
     DataSection,
     ModelSection,
@@ -39,6 +40,7 @@ __all__ = [
     "FaultSection",
     "Fraction",
     "Geography",
+    "InjectedFaultSection",
     "LatencyMatrix",
     "ModSection",
     "ModelSection",
@@ -54,4 +56,5 @@ __all__ = [
     "StudentSection",
     "TopologySection",
     "TrainingSection",
+    "check_faults",
 ]

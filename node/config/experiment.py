@@ -8,6 +8,7 @@ from pydantic import Field
 
 from node.config.aggregation import AggregationSection
 from node.config.attackers import AttackerSection
+from node.config.faults import InjectedFaultSection
 from node.config.learning import (
     DataSection,
     ModelSection,
@@ -98,6 +99,7 @@ class ExperimentConfig(Section):
     devices: DevicesSection = DevicesSection()
     network: NetworkSection = NetworkSection()
     churn: ChurnSection = ChurnSection()
+    faults: tuple[InjectedFaultSection, ...] = ()
     mods: tuple[ModSection, ...] = ()
     attackers: tuple[AttackerSection, ...] = ()
     executor: ExecutorSection = ExecutorSection()

@@ -70,6 +70,9 @@ class DataSection(Section):
     """Share of all samples held out as the global test set, where the data has no test split of its own."""
     local_test_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of each node's shard held out as its own test set."""
+    division: str = ""
+    """``module:callable`` that says whose each sample is, which are for tests and which ``held-out`` for the public, in
+    place of the keys above; empty: none."""
     samples: int = Field(10_000, ge=2)
     """Samples to generate, for ``synthetic``."""
     classes: int = Field(10, ge=2)
@@ -120,7 +123,7 @@ class ModSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     use: str
-    """``module:Class`` of a Mod or an Observer."""
+    """A bundled mod (``starling list mods``), or ``module:Class`` of a Mod or an Observer."""
     nodes: tuple[int, ...] | None = None
     """The nodes it wraps; absent: all."""
 

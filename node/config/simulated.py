@@ -70,9 +70,9 @@ Latency = Annotated[
 class RuleSection(Section):
     """Something that befalls the links from some nodes to others for a while; the other direction only where asked."""
 
-    kind: Literal["loss", "jitter", "delay", "rate", "partition"]
+    kind: Literal["loss", "jitter", "delay", "rate", "partition", "drop"]
     """``loss``: share of packets sent again; ``jitter``, ``delay``: more latency; ``rate``: a factor on what the nodes'
-    links carry; ``partition``: what would cross is lost."""
+    links carry; ``partition``: what would cross is lost; ``drop``: share of messages that are lost."""
     value: NotNegative = 0.0
     """Share lost (below 1), seconds (for jitter the mean of an exponential), or factor (0: nothing passes)."""
     frm: tuple[Node, ...] | None = None

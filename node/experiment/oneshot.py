@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from node.assumptions import Allowed, Asked, refusal
+from node.assumptions import Allowed, Asked, Assumptions, refusal
 from node.config import ExperimentConfig
 from node.errors import ConfigError
 from node.experiment.plugins import by_path
-from node.learn.oneshot.algorithm import Algorithm
+from node.learn.data import Federation
+from node.learn.models import Model
+from node.learn.oneshot.algorithm import Algorithm, Task
 from node.learn.oneshot.catalogue import configured
 from node.protocol import Protocol
 
@@ -24,21 +26,38 @@ def check(config: ExperimentConfig, protocol: type[Protocol], options: Any) -> N
     if asked is None:
         if config.public.labelled:
             raise ConfigError(f"public.labelled: protocol {config.protocol.use!r} has no use for labels; leave it out")
+        own: Assumptions | None = getattr(protocol, "declares", None)
+        if own is not None and (reason := refusal(config.protocol.use, own, _allowed(config))):
+            raise ConfigError(f"protocol.use: {reason}")
         return
-    allowed = Allowed(
-        reveal=asked.reveal,
-        public=bool(config.public.name),
-        labelled=config.public.labelled,
-        proxy=config.data.local_test_fraction > 0,
-        private=config.privacy.mechanism != "none",
-    )
     needs = _algorithm(asked).declares
-    if reason := refusal(asked.algorithm, needs, allowed):
+    if reason := refusal(asked.algorithm, needs, replace(_allowed(config), reveal=asked.reveal)):
         raise ConfigError(f"protocol.algorithm: {reason}")
     if getattr(options, "cover", 0) and not needs.tells("histogram"):
         raise ConfigError(
             f"protocol.cover: {asked.algorithm!r} does not let clients tell which classes they have; allowed with it: 0"
         )
+
+
+def _allowed(config: ExperimentConfig) -> Allowed:
+    """What an experiment offers, whatever clients may reveal."""
+    return Allowed(
+        public=bool(config.public.name),
+        labelled=config.public.labelled,
+        proxy=config.data.local_test_fraction > 0,
+        private=config.privacy.mechanism != "none",
+    )
+
+
+def check_model(model: Model, federation: Federation, protocol: type[Protocol], options: Any) -> None:
+    """Raise ConfigError for a one-shot algorithm that can make nothing of models of an architecture."""
+    asked = protocol.asked(options)
+    if asked is not None:
+        train, public = federation.train, federation.public
+        shared = 0 if public is None else len(public.features)
+        task = Task(model, tuple(train.features.shape[1:]), train.classes, shared)
+        clients = int((federation.shards.sizes > 0).sum())
+        _algorithm(asked).result(task, clients)
 
 
 def statement(protocol: type[Protocol], options: Any) -> Mapping[str, Any]:

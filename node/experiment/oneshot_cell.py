@@ -11,10 +11,11 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from functools import cache
-from hashlib import blake2b
+from dataclasses import asdict, replace
+from functools import cache, lru_cache, partial
+from hashlib import blake2b, file_digest
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,13 +23,18 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from node.experiment.oneshot_grid import CENTRAL, FLOPS_PER_S, Cell
+from node.attack.observers.uploads import ATTACK, FIGURES, NAME, unattacked
+from node.config import AttackerSection, ExperimentConfig
+from node.experiment.oneshot_grid import CENTRAL, CLIENTS, FLOPS_PER_S, Cell
+from node.experiment.oneshot_private import calibrated, spent
 from node.experiment.result import Result
 from node.experiment.setup import Setup, prepare
 from node.experiment.simulation import simulation
 from node.experiment.virtual import run_virtual
-from node.learn.oneshot.catalogue import find
+from node.learn.oneshot.algorithm import OwnTraining
+from node.learn.oneshot.catalogue import configured, find
 from node.learn.oneshot.costs import result_costs
+from node.learn.oneshot.metering import Meter
 from node.op import Key, Task
 from node.tape import EventKind, events_of
 
@@ -39,10 +45,14 @@ _WITHOUT_RESULTS = ("node/cli", "node/live", "node/testing")
 _JUDGE = {"algorithm": "average", "options": "{}"}
 """An algorithm whose result is a model: how models of other protocols are judged."""
 
+_OTHERS = ("recall_", "missing/", "bytes_", f"{NAME}.")
+"""Begin names of what an aggregator records that is no figure of its predictor."""
+
 Floats: TypeAlias = NDArray[np.float64]
 Figures: TypeAlias = dict[str, float]
 Record: TypeAlias = dict[str, Any]
-"""What became of a cell: entrant, assumptions, division, setting, status, error, figures."""
+"""What became of a cell: entrant, assumptions, division, setting, status, error, figures, and why its uploads were not
+attacked (``unattacked``; empty where they were)."""
 
 
 # Kept cells
@@ -66,8 +76,16 @@ def keep(cell: Cell, record: Record, folder: Path) -> None:
 
 
 def _file_name(cell: Cell) -> str:
-    """Named by all that the cell's figures follow from."""
-    parts = (cell.config().model_dump_json(), cell.entrant.measures, cell.entrant.name, _code(), _own_code(cell))
+    """Named by all that the cell's figures follow from, and by its setting: two may be one experiment."""
+    parts = (
+        repr(cell.setting),
+        cell.config().model_dump_json(),
+        cell.entrant.measures,
+        cell.entrant.name,
+        _code(),
+        _own_code(cell),
+        _samples(cell.setting.data),
+    )
     return blake2b("\n".join(parts).encode(), digest_size=12).hexdigest() + ".json"
 
 
@@ -92,6 +110,21 @@ def _code_of(algorithm: str) -> str:
     return "" if path.is_relative_to(_ROOT / "node") else blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
+def _samples(name: str) -> str:
+    """A hash of the file that samples come from; empty for data that are in no file of the user's."""
+    try:
+        status = os.stat(name)
+        return _content(name, status.st_mtime_ns, status.st_size) if Path(name).is_file() else ""
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=64)
+def _content(path: str, modified_ns: int, size_bytes: int) -> str:
+    with open(path, "rb") as file:
+        return file_digest(file, partial(blake2b, digest_size=16)).hexdigest()
+
+
 def _own_code(cell: Cell) -> str:
     return _code_of(cell.entrant.algorithm) if cell.entrant.algorithm else ""
 
@@ -105,9 +138,11 @@ def solve(cell: Cell, cached: Path) -> Record:
     Raises:
         ConfigError: the cell's experiment is none.
     """
-    config = cell.config()
+    config, why_not = calibrated(cell.config()), unattacked_because(cell)
     folder = cached / _folder_name(cell)
-    setup = prepare(config.model_copy(update={"executor": config.executor.model_copy(update={"cache": str(folder)})}))
+    setup = prepare(_equipped(config, str(folder), is_attacked=not why_not))
+    attempt = f"{os.getpid()} {time.monotonic_ns()}"
+    meter = Meter(setup.workload, config.nodes, config.seed, attempt) if _is_measured(cell) else None
     tape: list[bytes] = []
     trained_s = [0.0] * config.nodes
 
@@ -121,6 +156,8 @@ def solve(cell: Cell, cached: Path) -> Record:
         if result.status == "finished":
             figures = _quality(cell, setup, result) | _traffic(cell, b"".join(tape), config.nodes, result)
             figures |= _labour(trained_s) | _weight(cell, setup, figures)
+            figures |= _leaked(result) | spent(setup, result.spent)
+            figures |= {} if meter is None else meter.figures(trains=_trains(cell))
     finally:
         result.close()
     return {
@@ -130,6 +167,7 @@ def solve(cell: Cell, cached: Path) -> Record:
         "setting": asdict(cell.setting),
         "status": result.status,
         "error": result.error,
+        "unattacked": why_not,
         "figures": {name: value if math.isfinite(value) else None for name, value in figures.items()},
     }
 
@@ -137,7 +175,50 @@ def solve(cell: Cell, cached: Path) -> Record:
 def failed(cell: Cell, error: str) -> Record:
     """What is told of a cell that could not even begin."""
     told = {"entrant": cell.entrant.name, "assumptions": "", "division": cell.entrant.division}
-    return {**told, "setting": asdict(cell.setting), "status": "failed", "error": error, "figures": {}}
+    return {
+        **told,
+        "setting": asdict(cell.setting),
+        "status": "failed",
+        "error": error,
+        "unattacked": "",
+        "figures": {},
+    }
+
+
+def unattacked_because(cell: Cell) -> str:
+    """Why nobody attacks what clients upload in a cell; empty where somebody does: among ten clients, at seed 0."""
+    entrant = cell.entrant
+    if entrant.division == "reference":
+        return "a line of reference"
+    if entrant.algorithm and (why := unattacked(configured(entrant.algorithm, entrant.options_json))):
+        return why
+    return "" if _is_looked_into(cell) else f"attacked at seed 0 among {CLIENTS} clients, where all is well"
+
+
+def _is_looked_into(cell: Cell) -> bool:
+    """Whether a cell is of those in which more is found out than how good a result is: one seed is enough for that."""
+    return not cell.setting.seed and not cell.setting.damage and cell.setting.clients == CLIENTS
+
+
+def _is_measured(cell: Cell) -> bool:
+    """Whether memory is measured, which makes the work slower: once for each data set."""
+    is_one = _is_looked_into(cell) and cell.setting.is_plain and cell.setting.partition == "iid"
+    return is_one and cell.entrant.division != "reference"
+
+
+def _trains(cell: Cell) -> bool:
+    """Whether clients train the experiment's own model."""
+    if not cell.entrant.algorithm:
+        return True
+    own = configured(cell.entrant.algorithm, cell.entrant.options_json)
+    return own.trains and not isinstance(own, OwnTraining)
+
+
+def _equipped(config: ExperimentConfig, cache: str, *, is_attacked: bool) -> ExperimentConfig:
+    """The experiment with a cache, and perhaps with an aggregator that attacks uploads, which changes no bit of it."""
+    executor = config.executor.model_copy(update={"cache": cache})
+    attackers = (*config.attackers, AttackerSection(**ATTACK)) if is_attacked else config.attackers
+    return config.model_copy(update={"executor": executor, "attackers": attackers})
 
 
 def assumptions(cell: Cell, setup: Setup) -> str:
@@ -153,9 +234,9 @@ def assumptions(cell: Cell, setup: Setup) -> str:
 def _folder_name(cell: Cell) -> str:
     """One cache for all of a setting; an algorithm of somebody else's, whose code the cache does not know, has another.
 
-    Damage is part of a setting, though it changes no training: caches of few files open quickly.
+    Damage changes nobody's training but that of clients whose data lie, so that settings with it share the cache.
     """
-    setting = cell.setting
+    setting = replace(cell.setting, damage="")
     text = "\n".join((setting.block, str(setting.seed), _own_code(cell)))
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -192,7 +273,7 @@ def _of_singles(cell: Cell, setup: Setup, result: Result) -> Figures:
 
 
 def _overall(judged: Mapping[str, float]) -> Figures:
-    return {name: value for name, value in judged.items() if not name.startswith(("recall_", "missing/", "bytes_"))}
+    return {name: value for name, value in judged.items() if not name.startswith(_OTHERS)}
 
 
 def _judged(setup: Setup, model: Any, node: int) -> Figures:
@@ -211,6 +292,12 @@ def _by_client(setup: Setup, judged: Mapping[str, float]) -> Floats:
     held = np.array([setup.workload.label_histogram(node) for node in range(1, setup.config.nodes)])[:, known]
     with np.errstate(invalid="ignore"):
         return np.asarray((held @ recall[known]) / held.sum(1))
+
+
+def _leaked(result: Result) -> Figures:
+    """How well members of clients' data are told from others by their uploads; nothing where those are not attacked."""
+    found = {row.metric: row.value for row in result.recorder.rows() if row.node == AGGREGATOR}
+    return {f"{NAME}_{name}": found[f"{NAME}.{name}"] for name in FIGURES if f"{NAME}.{name}" in found}
 
 
 def _traffic(cell: Cell, tape: bytes, nodes: int, result: Result) -> Figures:

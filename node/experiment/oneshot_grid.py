@@ -8,16 +8,20 @@ more than those who do.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from node.config import ExperimentConfig
+from node.config import DataSection, ExperimentConfig, PublicSection
 from node.errors import ConfigError
+from node.experiment import oneshot_pool as pool
 from node.experiment.loading import validated
+from node.experiment.oneshot_damage import damaged
 
 CLIENTS = 10
 FLOPS_PER_S = 1e9
@@ -25,7 +29,8 @@ FLOPS_PER_S = 1e9
 _TRAINING = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 32, "local_epochs": 40}
 _ROUND = {**_TRAINING, "momentum": 0.0, "local_epochs": 1}
 _PARTITION = re.compile(r"(iid|dirichlet|shards|quantity|natural)(?:\(([A-Za-z0-9_.]+)\))?")
-_DAMAGE = re.compile(r"([a-z-]+) (\d+)")
+_KNOWN = "node.experiment.oneshot_reference:divided"
+"""Divisions of digits among ten clients that figures are known of."""
 _KEYS = {"dirichlet": "alpha", "quantity": "alpha", "shards": "shards_per_node", "natural": "column"}
 
 Division = Literal["closed", "reference", "open"]
@@ -64,15 +69,26 @@ class Setting:
     clients: int = CLIENTS
     seed: int = 0
     damage: str = ""
-    """``drop 3``: three clients at random never upload; ``sign-flip 1``, or another lie of ``[[attackers]]``: so many
-    clients lie. Empty: all is well."""
+    """``drop 3``: three clients at random never upload; and more (:mod:`node.experiment.oneshot_damage`). Empty: all is
+    well."""
+    epsilon: float = 0.0
+    """What each client may spend of its records' privacy on what it trains; 0: nothing is protected."""
+    each: int = 0
+    """Samples that clients have to train on, on average; 0: all that there are, however many clients."""
 
     @property
     def block(self) -> str:
         """The setting without its seed, in words; alpha never without the rule that it is for."""
         rule = self.partition.replace("dirichlet", "dir[class]")
         damaged = f", {self.damage}" if self.damage else ""
-        return f"{self.data} {rule} N={self.clients}{damaged}"
+        protected = f", epsilon {self.epsilon:g}" if self.epsilon else ""
+        each = f" of {self.each}" if self.each else ""
+        return f"{self.data} {rule} N={self.clients}{each}{damaged}{protected}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all is well, nothing protected and nothing left out: where entrants are ranked."""
+        return not self.damage and not self.epsilon and not self.each
 
 
 @dataclass(frozen=True)
@@ -96,16 +112,18 @@ class Cell:
             "nodes": nodes,
             "clock": "virtual",
             "protocol": {"use": "oneshot", "algorithm": entrant.algorithm, "options": dict(entrant.options)},
-            "data": {"name": setting.data, "test_fraction": 0.2225, **divided(setting)},
-            "public": {"name": "held-out", "fraction": 0.1432, "check_fraction": 0.0},
+            **sampled(setting),
             "model": {"name": "mlp", "hidden": [100]},
             "training": dict(_TRAINING),
             "devices": {"reference_flops": FLOPS_PER_S / 1000, "seconds_per_sample": 0.001},
         }
         for table, keys in entrant.sets.items():
             values[table] = dict(keys) if table == "protocol" else {**values.get(table, {}), **keys}
-        if nodes > 2:
-            values |= damaged(setting)
+        if nodes > 2 and setting.damage:
+            for table, keys in damaged(setting.damage, setting.clients, setting.seed, lambda: held(setting)).items():
+                values[table] = {**values.get(table, {}), **keys} if isinstance(keys, dict) else keys
+        if setting.epsilon:
+            values["privacy"] = {"mechanism": "record", "epsilon": setting.epsilon}
         return validated(values, f"{entrant.name} in {setting.block}")
 
 
@@ -127,6 +145,30 @@ REFERENCES = (
 """Rows that every table has: all data in one place, each client alone, and more rounds than one."""
 
 
+def sampled(setting: Setting) -> dict[str, dict[str, Any]]:
+    """The tables of a setting's data. Raises ConfigError for data that there are not, or are too few."""
+    tables: dict[str, dict[str, Any]] = {
+        "data": {"name": setting.data, "test_fraction": pool.TEST_FRACTION, **divided(setting)},
+        "public": {"name": "held-out", "fraction": pool.PUBLIC_FRACTION, "check_fraction": 0.0},
+    }
+    if setting.data == "digits" and setting.clients == CLIENTS and not setting.each and _is_known(setting.partition):
+        tables["data"]["division"] = _KNOWN
+    if setting.each:
+        for table, keys in pool.scaled(setting.data, setting.each * setting.clients, setting.seed).items():
+            tables[table] |= keys
+    return tables
+
+
+def _is_known(partition: str) -> bool:
+    return partition.partition("(")[0] in ("iid", "dirichlet", "shards")
+
+
+def held(setting: Setting) -> NDArray[np.int64]:
+    """Samples of each class that each client has, [clients, classes]."""
+    tables = sampled(setting)
+    return pool.held(DataSection(**tables["data"]), PublicSection(**tables["public"]), setting.clients, setting.seed)
+
+
 def divided(setting: Setting) -> dict[str, Any]:
     """The keys of ``[data]`` that a partition's name means. Raises ConfigError for another name."""
     found = _PARTITION.fullmatch(setting.partition)
@@ -142,22 +184,7 @@ def divided(setting: Setting) -> dict[str, Any]:
         number = {"shards": int, "natural": str}.get(kind, float)(value)
     except ValueError:
         raise ConfigError(f"partition: {setting.partition!r}: {value!r} is no number") from None
+    if not isinstance(number, str) and not 0 < number < math.inf:
+        raise ConfigError(f"partition: {setting.partition!r}: {value} is out of range; allowed: more than 0, finite")
     least = {"least_samples": 10} if kind == "dirichlet" and setting.data == "digits" and setting.clients <= 10 else {}
     return {"partition": kind, _KEYS[kind]: number, **least}
-
-
-def damaged(setting: Setting) -> dict[str, Any]:
-    """The tables that bring a setting's damage about: nodes that leave before they upload, or that lie."""
-    if not setting.damage:
-        return {}
-    found = _DAMAGE.fullmatch(setting.damage)
-    if found is None or not 0 < int(found[2]) < setting.clients:
-        raise ConfigError(
-            f"damage: {setting.damage!r} is none; allowed: drop N, or a lie and N, N below {setting.clients}"
-        )
-    kind, count = found[1], int(found[2])
-    rng = np.random.default_rng([setting.seed, *b"damage"])
-    hit = sorted(int(node) for node in 1 + rng.permutation(setting.clients)[:count])
-    if kind == "drop":
-        return {"churn": {"schedule": [{"time_s": 0.0, "node": node, "what": "leave"} for node in hit], "detect_s": 0}}
-    return {"attackers": [{"kind": "byzantine", "nodes": hit, "attack": kind}]}

@@ -8,32 +8,31 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import psutil
 import uvloop
 
+from node.experiment import faults
+from node.experiment.forked import Part, take_part
 from node.experiment.participant import Participant, paces
 from node.experiment.result import Result
 from node.experiment.setup import Setup
 from node.experiment.virtual import Progress, peak_rss_bytes
 from node.identity import Card, Identity, Roster
 from node.learn import tensors
-from node.live import supervisor
-from node.live.channel import Alive, Begin, Channel, Failed, Finished, Measured, Shown, Spent, Stop, Work
+from node.live.channel import Measured
 from node.live.checkpoints import Checkpoints
-from node.live.pacing import Pace
+from node.live.children import Child, end_all, fork_all
+from node.live.supervisor import Supervisor
 from node.live.transport import Transport
-from node.op import Value
 from node.record import Recorder
 from node.row import Row
-from node.world import cannot_go_on
 
 _TELL_EVERY_S = 0.25
-_ALIVE_EVERY_S = 2.0
 
 
 def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str], None]) -> Result:
@@ -44,26 +43,36 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
         note: told in words of what must not be missed.
 
     Raises:
-        ConfigError: the experiment's links cannot be paced.
+        ConfigError: the experiment's links cannot be paced, or a fault cannot be injected.
     """
-    paced, device = paces(setup.config), setup.participants.device
+    config, participants = setup.config, setup.participants
+    faults.check(config.faults, participants)
+    restarts = faults.restarts(config.faults)
+    paced = paces(config)
     started_s = time.monotonic()
     result = Result(Recorder())
-    network = f"{setup.config.name}-{secrets.token_hex(8)}"
-    children: list[supervisor.Child] = []
+    network = f"{config.name}-{secrets.token_hex(8)}"
+    keys = {node: Identity.generate() for node in restarts}
+    states = TemporaryDirectory(prefix="state-", dir=folder)
+    children: list[Child] = []
+
+    def main(node: int, end: socket.socket) -> int:
+        pace = paced[participants.device(node)] if paced else None
+        state = Path(states.name) / f"node-{node}" if node in keys else None
+        if state is not None:
+            state.mkdir(exist_ok=True)
+        return take_part(Part(setup, folder, network, node, keys.get(node) or Identity.generate(), state, pace), end)
+
     try:
         _warm_up(setup)
-        children = supervisor.fork_all(
-            setup.participants.total,
-            lambda node, end: _child(setup, folder, network, node, end, paced[device(node)] if paced else None),
-            folder / "logs",
-        )
+        children = fork_all(participants.total, main, folder / "logs", restarts)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_supervise(setup, children, result, progress, note))
     except KeyboardInterrupt:
         result.status, result.error = "interrupted", "interrupted"
     finally:
-        supervisor.end_all(children)
+        end_all(children)
+        states.cleanup()
     _gather(setup, children, result)
     result.wall_s = time.monotonic() - started_s
     return result
@@ -71,7 +80,7 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
 
 async def _supervise(
     setup: Setup,
-    children: list[supervisor.Child],
+    children: list[Child],
     result: Result,
     progress: Progress,
     note: Callable[[str], None],
@@ -90,7 +99,7 @@ async def _supervise(
         result.lost[node] = how
         note(f"node {node} {how}")
 
-    watch = supervisor.Supervisor(children, measured, lost, device=device)
+    watch = Supervisor(children, measured, lost, device=device, acts=faults.acts(setup.config.faults))
     main = asyncio.current_task()
     assert main is not None
     terminated = False
@@ -114,13 +123,13 @@ async def _supervise(
         result.time_s = time.monotonic() - watch.started_s if watch.started_s else 0.0
 
 
-async def _tell(watch: supervisor.Supervisor, recorder: Recorder, progress: Progress) -> None:
+async def _tell(watch: Supervisor, recorder: Recorder, progress: Progress) -> None:
     while True:
         await asyncio.sleep(_TELL_EVERY_S)
         progress(time.monotonic() - watch.started_s if watch.started_s else 0.0, recorder, {})
 
 
-def _gather(setup: Setup, children: list[supervisor.Child], result: Result) -> None:
+def _gather(setup: Setup, children: list[Child], result: Result) -> None:
     finished = [(child.node, child.finished) for child in children if child.finished is not None]
     spec = setup.workload.model_spec
     result.models = {
@@ -154,103 +163,21 @@ def _warm_up(setup: Setup) -> None:
     batched = setup.config.executor.kind == "batched"
     setup.workload.warm_up(batched)
     identity = Identity.generate()
-    Roster([Card.from_bytes(identity.card(0, "tcp://127.0.0.1:1", "warm-up").to_bytes())])
     psutil.Process().memory_full_info()
     with ThreadPoolExecutor(1) as worker:
         worker.submit(setup.workload.warm_up, batched).result()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.sleep(0))
+        runner.run(_rehearse(setup, identity))
 
 
-# In the child
-
-
-def _child(setup: Setup, folder: Path, network: str, node: int, end: socket.socket, pace: Pace | None) -> int:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_take_part(setup, folder, network, node, end, pace))
-
-
-async def _take_part(setup: Setup, folder: Path, network: str, node: int, end: socket.socket, pace: Pace | None) -> int:
-    main = asyncio.current_task()
-    assert main is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
-    channel = await Channel.over(end)
-    sent_rows = 0
-
-    def settled() -> None:
-        nonlocal sent_rows
-        recorder = participant.recorder
-        rows = [(*row,) for row in recorder.rows(sent_rows, recorder.settled)]
-        sent_rows = recorder.settled
-        if rows:
-            work = Work(world.graph.recorded, world.messages, world.bytes_sent, world.refused_messages, world.traffic)
-            channel.say(Measured(rows, work))
-
-    def spent(state: Mapping[str, Any]) -> None:
-        channel.say(Spent(dict(state)))
-
-    participant = Participant(
-        setup, node, checkpoints=Checkpoints(None), on_settled=settled, folder=folder, keep_spent=spent
-    )
+async def _rehearse(setup: Setup, identity: Identity) -> None:
+    """Be a node that has no peers, and end: saves each child a mebibyte of what is set up on first use."""
+    participant = Participant(setup, 0, checkpoints=Checkpoints(None), on_settled=lambda: None)
     world = participant.world
-    identity = Identity.generate()
-    transport = Transport(node, identity, on_message=world.receive, on_lost=world.lose, on_back=world.regain, pace=pace)
+    transport = Transport(0, identity, on_message=world.receive, on_lost=world.lose, on_back=world.regain)
     transport.start()
-    orders = asyncio.create_task(_obey(channel, main))
-    alive = asyncio.create_task(_say_alive(channel))
-    try:
-        channel.say(Shown(identity.card(node, transport.address, network).to_bytes()))
-        begin = await orders
-        if begin is None:
-            return 0
-        transport.admit(Roster(Card.from_bytes(card) for card in begin.cards))
-        orders = asyncio.create_task(_obey(channel, main))
-        try:
-            final = await participant.run(transport)
-            channel.say(_finished(participant.result("finished"), final))
-            await asyncio.shield(world.failure)
-        except Exception as error:
-            channel.say(Failed(cannot_go_on(error)))
-            return 1
-    except asyncio.CancelledError:
-        return 0
-    finally:
-        orders.cancel()
-        alive.cancel()
-        await transport.close()
-        await world.close(wait=False)  # a node that is to end must not wait for a long training
-        await channel.close()
-    return 0
-
-
-async def _say_alive(channel: Channel) -> None:
-    while True:
-        channel.say(Alive())
-        await asyncio.sleep(_ALIVE_EVERY_S)
-
-
-async def _obey(channel: Channel, main: asyncio.Task[int]) -> Begin | None:
-    """The supervisor's next order: the roster, or None for the end, which comes by itself where the supervisor goes."""
-    said = await channel.hear()
-    if isinstance(said, Begin):
-        return said
-    assert said is None or isinstance(said, Stop)
-    main.cancel()
-    return None
-
-
-def _finished(result: Result, final: Value | None) -> Finished:
-    return Finished(
-        model=None if final is None else bytes(tensors.to_buffer(final)),
-        time_s=result.time_s,
-        events=result.events,
-        tape=result.tape,
-        tasks=result.tasks,
-        batches=result.batched_calls,
-        forced_solves=result.forced_solves,
-        messages=result.messages,
-        bytes_sent=result.bytes_sent,
-        private_bytes=psutil.Process().memory_full_info().uss,
-        refused_messages=result.refused_messages,
-        traffic=dict(result.traffic),
-    )
+    card = identity.card(0, transport.address, "warm-up").to_bytes()
+    transport.admit(Roster([Card.from_bytes(card)]))
+    setup.mechanisms(identity, transport.roster)
+    await transport.close()
+    await world.close()

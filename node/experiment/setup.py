@@ -12,9 +12,19 @@ from pydantic import ValidationError
 from node.attack.attacker import Attack
 from node.config import ExperimentConfig, ModSection, TopologySection
 from node.errors import ConfigError
-from node.experiment import aggregation, attacking, combinations, exposure, identities, oneshot, privacy, unifying
-from node.experiment.loading import explain
-from node.experiment.plugins import by_path, find
+from node.experiment import (
+    aggregation,
+    attacking,
+    combinations,
+    compressing,
+    exposure,
+    identities,
+    oneshot,
+    privacy,
+    unifying,
+)
+from node.experiment.loading import explain, unknown
+from node.experiment.plugins import by_path, find, registered
 from node.identity import Identity, Roster
 from node.learn import data, models
 from node.learn.robust import configured
@@ -72,9 +82,11 @@ class Setup:
         own += [rider for attack in self.attacks for rider in attack.wrapping(node)]
         if not own:
             return None
-        return Wrapping(
+        wrapping = Wrapping(
             [mod for mod in own if isinstance(mod, Mod)], [seen for seen in own if isinstance(seen, Observer)]
         )
+        wrapping.carried(self.shapes)
+        return wrapping
 
     def ledger(self, keep: Keep | None = None) -> Ledger | None:
         """What counts what nodes spend of their privacy, from nothing; None where nothing is protected."""
@@ -113,6 +125,7 @@ def prepare(config: ExperimentConfig) -> Setup:
     topology = _topology(config.topology if protocol.uses_topology else TopologySection(kind="star"), config, peers)
     neighbourhoods = aggregation.neighbourhoods(config, protocol, options, topology)
     mods = tuple(_mod(section, i, config.nodes) for i, section in enumerate(config.mods))
+    compressing.check(config, [found for _, found, _ in mods])
     if ":" in config.model.name:
         by_path(config.model.name, "model.name")
     prepare_torch()
@@ -122,6 +135,7 @@ def prepare(config: ExperimentConfig) -> Setup:
     held = identities.held_by_all(_federate(config, roles), participants)
     federation = attacking.poisoned(plans, held, config.seed)
     model = models.build(config.model, tuple(federation.train.features.shape[1:]), federation.train.classes)
+    oneshot.check_model(model, federation, protocol, options)
     executor = config.executor
     choice = (executor.kernel, executor.device) if executor.kind == "batched" else ("auto", "cpu")
     private = privacy.training_of(config, model)
@@ -131,7 +145,7 @@ def prepare(config: ExperimentConfig) -> Setup:
     facts = federation.shards.sizes.tolist(), tuple(neighbourhoods), federation.train.is_standardised
     warnings = tuple(combinations.check(config, protocol, *facts, peers))
     wrapped = attacks, privacy.node_noise_of(config), warnings, neighbourhoods
-    may = shapes(workload, protocol.private_layers(options))
+    may = compressing.carried(mods, shapes(workload, protocol.private_layers(options)))
     return Setup(config, protocol, options, roles, topology, model, workload, mods, participants, may, *wrapped)
 
 
@@ -178,9 +192,10 @@ def _options(owner: type[Any], values: dict[str, Any], prefix: str) -> Any:
 
 def _mod(section: ModSection, number: int, nodes: int) -> tuple[ModSection, type[Mod | Observer], Any]:
     key = f"mods[{number}]"
-    if ":" not in section.use:
-        raise ConfigError(f"{key}.use: {section.use!r} must be written as module:Class")
-    found = by_path(section.use, f"{key}.use")
+    bundled = registered("starling.mods")
+    if ":" not in section.use and section.use not in bundled:
+        raise ConfigError(f"{unknown('mod', f'{key}.use', section.use, bundled)}, or module:Class")
+    found = by_path(bundled[section.use].value if section.use in bundled else section.use, f"{key}.use")
     if not (isinstance(found, type) and issubclass(found, Mod | Observer)):
         raise ConfigError(f"{key}.use: {section.use} is neither a node.Mod nor a node.Observer")
     for node in section.nodes or ():

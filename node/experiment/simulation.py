@@ -23,6 +23,7 @@ from node.learn.tensors import from_buffer, to_buffer
 from node.op import Op
 from node.sim import network
 from node.sim.devices import check_memory
+from node.sim.faults import surrounded
 from node.sim.surroundings import Surroundings, surround
 from node.solver import Executor, Solver
 from node.values import Values
@@ -44,8 +45,8 @@ def simulation(setup: Setup) -> Simulation:
     """Build what a simulation needs; close its solver when it is over.
 
     Raises:
-        ConfigError: a key of ``[devices]``, ``[network]``, ``[churn]`` or ``[executor]``, or a file that it names, is
-            wrong.
+        ConfigError: a key of ``[devices]``, ``[network]``, ``[churn]``, ``[[faults]]`` or ``[executor]``, or a file
+            that it names, is wrong.
     """
     _check_executor(setup)
     return Simulation(setup, _surroundings(setup), _solver(setup))
@@ -93,7 +94,7 @@ def _surroundings(setup: Setup) -> Surroundings:
     check_memory(found.devices, _training_bytes(setup))
     with closing(VirtualClock()) as clock:  # only to see that rules and files are right
         network.build(config.network, config.nodes, config.seed, clock)
-    return found
+    return surrounded(found, config.faults, config.nodes)
 
 
 def _training_bytes(setup: Setup) -> float:

@@ -63,7 +63,8 @@ def run_virtual(
     try:
         with lineage or nullcontext(), asyncio.Runner(loop_factory=VirtualClock) as runner:
             runner.run(_simulate(built, result, tape, usage, ledger, lineage, workers, progress, made.append))
-        result.status = "finished"
+        result.error = _headless(setup, made[0].lost)
+        result.status = "failed" if result.error else "finished"
     except StarlingError as error:
         result.status, result.error = "failed", str(error)
         with suppress(StarlingError):
@@ -126,6 +127,12 @@ async def _simulate(
     await world.run(setup.make_protocol, setup.wrapping)
     result.models = finals({node: ref for node, ref in world.finals.items() if node < config.nodes}, solver)
     tell()
+
+
+def _headless(setup: Setup, lost: Mapping[int, str]) -> str | None:
+    """What is wrong where an aggregator went for good before it had ended: nobody has made what all others sent."""
+    gone = [node for node, role in sorted(setup.roles.items()) if role == "aggregator" and node in lost]
+    return f"node {gone[0]}, the aggregator, is gone before it has ended: {lost[gone[0]]}" if gone else None
 
 
 def _take_stock(result: Result, world: SimWorld, solver: Solver, usage: Usage) -> None:

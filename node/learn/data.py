@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from node.config import DataSection, PublicSection
 from node.errors import ConfigError
+from node.learn.division import given
 from node.learn.groups import Groups, check_idle, divide
 from node.learn.partition import Shards, hold_out, partition
 from node.learn.public import HELD_OUT, PublicData, checked, chosen, source_of
@@ -80,6 +82,9 @@ class Federation:
         return self.test if self.train.groups is None or group < 0 else self.train.groups.tests[group]
 
 
+_Divided: TypeAlias = tuple[Dataset, Dataset, Shards, PublicData | None]
+
+
 def load(section: DataSection, seed: int) -> tuple[Dataset, Dataset]:
     """The training and test set that ``data.name`` means; split by label, unless it comes with a test set of its own.
 
@@ -114,6 +119,16 @@ def federate(section: DataSection, nodes: int, seed: int, public: PublicSection 
     Raises ConfigError as :func:`load`, :func:`node.learn.groups.divide` and :func:`node.learn.partition.partition` do,
     and for public samples that are not there or do not fit.
     """
+    samples = _as_given if section.division else _as_drawn
+    train, test, shards, common = samples(section, nodes, seed, public)
+    counts = np.minimum(np.rint(shards.sizes * section.local_test_fraction).astype(np.int64), shards.sizes - 1)
+    rng = np.random.default_rng([seed, *b"local tests"])
+    shards, local_tests = hold_out(shards, train.labels.numpy(), counts, rng)
+    return Federation(train, test, shards, local_tests, common)
+
+
+def _as_drawn(section: DataSection, nodes: int, seed: int, public: PublicSection | None) -> _Divided:
+    """Training and test samples, who has which, and public samples, by the seed."""
     samples, tests, classes = _read(section, seed)
     train, test = _ready(samples, tests, classes)
     common = None
@@ -121,14 +136,33 @@ def federate(section: DataSection, nodes: int, seed: int, public: PublicSection 
         common, train = _set_aside(public, section, samples, train, seed)
     if section.groups:
         groups, shards = divide(section, train, test, nodes, seed)
-        train = replace(train, groups=groups)
-    else:
-        check_idle(section)
-        shards = partition(section, train, nodes, seed)
-    counts = np.minimum(np.rint(shards.sizes * section.local_test_fraction).astype(np.int64), shards.sizes - 1)
-    rng = np.random.default_rng([seed, *b"local tests"])
-    shards, local_tests = hold_out(shards, train.labels.numpy(), counts, rng)
-    return Federation(train, test, shards, local_tests, common)
+        return replace(train, groups=groups), test, shards, common
+    check_idle(section)
+    return train, test, partition(section, train, nodes, seed), common
+
+
+def _as_given(section: DataSection, nodes: int, seed: int, public: PublicSection | None) -> _Divided:
+    """The same as ``data.division`` says."""
+    every, tests = read(section, seed)
+    if tests is not None or section.groups:
+        reason = "the data come with test samples of their own" if tests is not None else "data.groups divides them too"
+        raise ConfigError(f"data.division: {reason}; leave it empty")
+    classes, labels = np.unique(every.labels, return_inverse=True)
+    division = given(section, labels, nodes, seed)
+    held = np.sort(np.concatenate([*division.nodes, division.public]))
+    train, test = _ready(every.rows(held), every.rows(division.tests), classes)
+    common, places = None, [np.searchsorted(held, rows) for rows in division.nodes]
+    if public is not None and public.name == HELD_OUT:
+        rows = np.searchsorted(held, division.public)
+        known = train.labels[rows] if public.labelled else None
+        common = PublicData(HELD_OUT, train.features[rows], checked(public, len(rows)), 0, known)
+    elif public is not None and public.name:
+        common, _ = _set_aside(public, section, every.rows(held), train, seed)
+    own = np.sort(np.concatenate(places))
+    node_of = np.empty(len(held), np.int64)
+    for node, rows in enumerate(places):
+        node_of[rows] = node
+    return train.rows(own), test, Shards.grouped(np.arange(len(own)), node_of[own], nodes), common
 
 
 def _set_aside(

@@ -69,9 +69,11 @@ class Failed(msgspec.Struct, tag="failed"):
 
 
 class Begin(msgspec.Struct, tag="begin"):
-    """The cards of all nodes: talk to them, and to nobody else, and begin."""
+    """The cards of all nodes: talk to them, and to nobody else, and begin; said again when a node has a new one."""
 
     cards: list[bytes]
+    elapsed_s: float = 0.0
+    """Since the run began."""
 
 
 class Stop(msgspec.Struct, tag="stop"):

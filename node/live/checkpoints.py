@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import structlog
 
+from node.durable import sync, write
 from node.errors import Corrupt
-from node.live.durable import sync, write
 from node.op import Spec
 
 Saved = tuple[dict[str, Any], dict[str, tuple[Spec, bytes]]]
@@ -32,14 +32,25 @@ class Checkpoints:
         """Whether there is any use in saving."""
         return self._folder is not None
 
-    def save(self, plain: Mapping[str, Any], tensors: Mapping[str, tuple[Spec, bytes]]) -> None:
-        """Keep a state; the one before stays as a fallback. A full disk leaves the last one and a warning."""
+    def saved_s(self) -> float | None:
+        """When the newest state was kept, in s since the epoch; None: there is none."""
+        if self._folder is None:
+            return None
+        try:
+            return (self._folder / "checkpoint.current").stat().st_mtime
+        except OSError:
+            return None
+
+    def save(self, plain: Mapping[str, Any], tensors: Mapping[str, tuple[Spec, bytes]]) -> bool:
+        """Keep a state; whether it is. The one before stays as a fallback; a full disk leaves it, and a warning."""
         body = msgspec.msgpack.encode((dict(plain), {name: (tuple(s), data) for name, (s, data) in tensors.items()}))
         assert self._folder is not None
         try:
             self._write(self._folder, hashlib.blake2b(body).digest() + body)
         except OSError as error:
             structlog.get_logger().warning("checkpoint not saved", folder=str(self._folder), reason=str(error))
+            return False
+        return True
 
     def _write(self, folder: Path, data: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """What travels on a link: the layout of every frame between two transports.
 
 A node sends to a peer over its own link to that peer: small messages, and large ones as an announcement followed by
-chunks. The peer answers on the same link with credits alone. Integers are little-endian.
+chunks. On the same link the peer says when there is a place for it, and gives credits for the chunks that it has taken.
+Integers are little-endian.
 
 ::
 
@@ -11,6 +12,8 @@ chunks. The peer answers on the same link with credits alone. Integers are littl
     BYE       kind                                                                   I stop; or, in answer: go
     CREDIT    kind  chunks u32                                                       receiver to sender
     PROBE     kind                                                                   receiver to sender: are you there?
+    KNOCK     kind  payload                                                          from a stranger, or its answer
+    PLACE     kind  transfer u64                                                     receiver to sender: chunks may come
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import NamedTuple
 from node.codec import Encoded, Limits
 from node.errors import BadFrame
 
-SMALL, ANNOUNCE, CHUNK, BYE, CREDIT, PROBE = range(1, 7)
+SMALL, ANNOUNCE, CHUNK, BYE, CREDIT, PROBE, KNOCK, PLACE = range(1, 9)
 
 SMALL_BYTES = 64 << 10
 """A message below this travels in a SMALL frame; so does one without payload."""
@@ -34,6 +37,10 @@ WINDOW_CHUNKS = 8
 """Chunks that may be on their way to one peer: what a small message can have in front of it."""
 CREDIT_CHUNKS = WINDOW_CHUNKS // 4
 """Chunks that are credited together, so that the sender is not woken for each."""
+KNOCK_BYTES = 8 << 10
+"""What one who knocks may say at once."""
+ANSWER_BYTES = 1 << 20
+"""What he is answered at most."""
 
 
 class Framing(NamedTuple):
@@ -52,12 +59,14 @@ _SMALL = struct.Struct("<II")
 _ANNOUNCE = struct.Struct("<BQ")
 _CHUNK = struct.Struct("<BQIQ")
 _CREDIT = struct.Struct("<BI")
+_PLACE = struct.Struct("<BQ")
 
 LENGTHS_BYTES = _SMALL.size
 """What a SMALL frame adds to each message in it."""
 
 BYE_FRAME = bytes([BYE])
 PROBE_FRAME = bytes([PROBE])
+KNOCK_KIND = bytes([KNOCK])
 
 
 class Refused(BadFrame):
@@ -142,3 +151,16 @@ def read_credit(frame: bytes) -> int:
         raise Refused("truncated", f"a credit of {len(frame)} bytes; it has {_CREDIT.size}")
     chunks: int = _CREDIT.unpack(frame)[1]
     return chunks
+
+
+def place(transfer: int) -> bytes:
+    """A PLACE frame."""
+    return _PLACE.pack(PLACE, transfer)
+
+
+def read_place(frame: bytes) -> int:
+    """Transfer id of a PLACE frame."""
+    if len(frame) != _PLACE.size:
+        raise Refused("truncated", f"a place of {len(frame)} bytes; it has {_PLACE.size}")
+    transfer: int = _PLACE.unpack(frame)[1]
+    return transfer

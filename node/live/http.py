@@ -1,21 +1,28 @@
-"""A node's HTTP interface: health and readiness, metrics, status, and a stop that takes a token."""
+"""A node's HTTP interface: health and readiness, metrics, status, a page to look at, and control by its token."""
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
+import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from node.errors import ConfigError
+from node.live.control import Control, ControlRoutes
+from node.live.dashboard import HEADERS, PAGE
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MOST_BODY_BYTES = 1024
 _SHUTDOWN_S = 0.5
+
+# aiohttp would log what is wrong with a request as often as strangers like, and with the token that may be in it.
+_SILENCE = logging.Logger("starling.http")
+_SILENCE.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
@@ -28,32 +35,32 @@ class Face:
     """Why it does not take part; None: it does."""
     status: Callable[[], Mapping[str, Any]]
     peers: Callable[[], Sequence[Mapping[str, Any]]]
+    history: Callable[[], Mapping[str, Any]]
+    """Curves, and the last warnings."""
     metrics: Callable[[], bytes]
     """In the Prometheus text format."""
-    stop: Callable[[], None]
-    """Ends the node in order; may be called again."""
 
 
 class HttpServer:
     """Serves a :class:`Face`. Whoever reaches the address may read; to change something takes the token."""
 
-    def __init__(self, face: Face, token: str, hosts: Iterable[str] = ()) -> None:
+    def __init__(self, face: Face, control: Control, token: str, hosts: Iterable[str] = ()) -> None:
         """``hosts`` are names that the node is reached under, besides loopback and the address of each connection."""
         self._face = face
-        self._token = token.encode()
-        self._hosts = frozenset(hosts)
-        app = web.Application(client_max_size=_MOST_BODY_BYTES)
+        app = web.Application(client_max_size=_MOST_BODY_BYTES, middlewares=[_tell_failure])
         app.add_routes(
             [
+                web.get("/", self._page),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
-                web.get("/status", self._status),
-                web.get("/peers", self._peers),
-                web.post("/stop", self._stop),
+                web.get("/status", partial(_facts, face.status)),
+                web.get("/peers", partial(_facts, face.peers)),
+                web.get("/history", partial(_facts, face.history)),
+                *ControlRoutes(control, token, hosts).routes(),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        self._runner = web.AppRunner(app, access_log=None, logger=_SILENCE, shutdown_timeout=_SHUTDOWN_S)
 
     async def start(self, host: str, port: int) -> str:
         """Listen, on any free port for 0; gives the URL. ConfigError where the address cannot be had."""
@@ -72,6 +79,9 @@ class HttpServer:
         """Stop listening, after the answers that are on their way."""
         await self._runner.cleanup()
 
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(body=PAGE, headers=HEADERS)
+
     async def _healthz(self, request: web.Request) -> web.Response:
         return _verdict(self._face.ill())
 
@@ -81,36 +91,22 @@ class HttpServer:
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._face.metrics(), headers={"Content-Type": METRICS_TYPE})
 
-    async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response(self._face.status())
 
-    async def _peers(self, request: web.Request) -> web.Response:
-        return web.json_response(self._face.peers())
+@web.middleware
+async def _tell_failure(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except (web.HTTPException, ConnectionError):
+        raise
+    except web.RequestPayloadError:
+        raise web.HTTPBadRequest(text="the body does not end as its headers say\n") from None
+    except Exception:
+        structlog.get_logger().error("http failed", path=request.path, exc_info=True)
+        raise web.HTTPInternalServerError(text="the node has failed to answer; its log says why\n") from None
 
-    async def _stop(self, request: web.Request) -> web.Response:
-        # A page in a browser can reach loopback, under a name of its own choice: the token alone would not tell why.
-        if not self._is_ours(request):
-            raise web.HTTPMisdirectedRequest(text="this node is not reached under that name\n")
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme != "Bearer" or not hmac.compare_digest(given.encode(errors="replace"), self._token):
-            raise web.HTTPForbidden(text="stopping a node takes its token\n")
-        self._face.stop()
-        return web.json_response({"stopping": True})
 
-    def _is_ours(self, request: web.Request) -> bool:
-        try:
-            host = urlsplit(f"//{request.headers.get('Host', '')}").hostname
-        except ValueError:
-            return False
-        if not host:
-            return False
-        if host == "localhost" or host in self._hosts:
-            return True
-        local = request.transport.get_extra_info("sockname")[0] if request.transport else None
-        try:
-            return host == local or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+async def _facts(ask: Callable[[], Any], request: web.Request) -> web.Response:
+    return web.json_response(ask())
 
 
 def _verdict(trouble: str | None) -> web.Response:

@@ -7,6 +7,7 @@ import math
 import os
 import socket as stdlib_socket
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import zmq
@@ -18,6 +19,7 @@ from node.errors import FrameTooLarge, TransportError
 from node.identity import Roster
 from node.live import frames
 from node.live.arrivals import Arrivals, remote_address
+from node.live.door import Knock, Visitors
 from node.live.frames import Refused
 from node.live.links import Links
 from node.live.pacing import Delay, Pace, Pacer, earliest
@@ -48,8 +50,16 @@ class Inbound:
     """The socket that peers reach us at; all of it belongs to the I/O thread."""
 
     def __init__(
-        self, router: Socket, limits: Limits, links: Links, refusals: Refusals, pace: Pace | None = None
+        self,
+        router: Socket,
+        limits: Limits,
+        links: Links,
+        refusals: Refusals,
+        pace: Pace | None = None,
+        on_knock: Callable[[Knock], None] | None = None,
+        visitors: Visitors | None = None,
     ) -> None:
+        """``on_knock`` gets what is said at the door, as much as ``visitors`` bear; without it there is none."""
         self.router = router
         self.monitor = router.get_monitor_socket(
             _FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -59,6 +69,8 @@ class Inbound:
         self.banned: set[int] = set()
         self.parting: set[int] = set()
         """Who has been told that we stop, and has not hung up yet."""
+        self.visitors = visitors
+        self._on_knock = on_knock
         self._arrivals = Arrivals()
         self._links = links
         self._refusals = refusals
@@ -117,8 +129,9 @@ class Inbound:
 
     @property
     def due_s(self) -> float | None:
-        """When :meth:`pass_on` is to be called; None: not before something is read."""
-        return earliest(self._downlink.due_s, self._path.due_s) if self._downlink is not None else None
+        """When :meth:`pass_on` or :meth:`give_places` is to be called; None: not before something is read."""
+        places_s = self._receiver.due_s
+        return earliest(self._downlink.due_s, self._path.due_s, places_s) if self._downlink is not None else places_s
 
     @property
     def held_bytes(self) -> int:
@@ -175,7 +188,9 @@ class Inbound:
 
     def _message(self, envelope: zmq.Frame, first: zmq.Frame, batch: list[Delivery]) -> None:
         peer = self._peers.get(envelope.get(self._name))
-        if peer is None:
+        if first.buffer[:1] == frames.KNOCK_KIND and not first.more and peer not in self.banned:
+            self._knock(envelope, first)
+        elif peer is None:
             self._refusals.counts["stranger"] += 1
         elif peer in self.banned:
             self._refusals.counts["cut_off"] += 1
@@ -185,6 +200,24 @@ class Inbound:
                 self._frame(peer, envelope.bytes, first, batch)
             except TransportError as error:
                 self._refuse(peer, error, envelope)
+
+    def _knock(self, envelope: zmq.Frame, first: zmq.Frame) -> None:
+        address = str(envelope.get("Peer-Address"))
+        if self._on_knock is None or self.visitors is None:
+            self._refusals.counts["stranger"] += 1
+        elif len(first.buffer) > 1 + frames.KNOCK_BYTES:
+            self._refusals.by_address("too_large", address, time.monotonic(), f"knocks with {len(first.buffer)} bytes")
+            _cut(envelope)
+        elif not self.visitors.admits(address, time.monotonic()):
+            self._refusals.by_address("rate", address, time.monotonic(), "knocks too often")
+        else:
+            key = z85.decode(envelope.get(self._name))
+            self._on_knock(Knock(envelope.bytes, key, address, first.bytes[1:]))
+
+    def answer(self, connection: bytes, payload: bytes) -> None:
+        """Answer one who has knocked; nothing happens where he has gone."""
+        with contextlib.suppress(zmq.ZMQError):
+            self.router.send_multipart([connection, frames.KNOCK_KIND + payload], zmq.NOBLOCK)
 
     def _frame(self, peer: int, connection: bytes, first: zmq.Frame, batch: list[Delivery]) -> None:
         frame = first.buffer
@@ -197,7 +230,7 @@ class Inbound:
             self._chunk(peer, connection, frame, batch)
         elif kind == frames.ANNOUNCE:
             self._receiver.announce(peer, frame)
-            self._heard_s[peer] = time.monotonic()
+            self.give_places(time.monotonic())
         elif kind == frames.BYE:
             with contextlib.suppress(zmq.ZMQError):
                 self.router.send_multipart([connection, frames.BYE_FRAME], zmq.NOBLOCK)
@@ -236,6 +269,16 @@ class Inbound:
             size_bytes = delivery[1].size_bytes
             began_s = now_s - self._downlink.takes_s(size_bytes)
             self._downlink.add_first(size_bytes, _Arrival(peer, None, delivery), began_s)
+
+    def give_places(self, now_s: float, reading: bool = True) -> None:
+        """Tell senders whose announced messages may come now; none while nothing is read."""
+        if not reading:
+            self._receiver.read_nothing(now_s)
+            return
+        for peer, connection, transfer in self._receiver.give_places(now_s):
+            self._heard_s[peer] = now_s
+            with contextlib.suppress(zmq.ZMQError):  # as for credits
+                self.router.send_multipart([connection, frames.place(transfer)], zmq.NOBLOCK)
 
     def _credit(self, peer: int, connection: bytes, whole: bool) -> None:
         """Count a chunk that has made room, and tell the sender once it matters."""

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 import zmq
@@ -20,6 +20,7 @@ from node.codec import Limits
 from node.errors import ConfigError
 from node.identity import Identity, Roster
 from node.live.admission import Admission
+from node.live.door import Knock, Visitors
 from node.live.inbound import Inbound
 from node.live.links import Links, Notices
 from node.live.pacing import Pace, earliest
@@ -57,8 +58,12 @@ class IoThread:
         deliver: Callable[[deque[Delivery], int], None],
         ended: Callable[[], None],
         pace: Pace | None = None,
+        on_knock: Callable[[Knock], None] | None = None,
     ) -> None:
-        """ConfigError where the address cannot be had. ``deliver`` and the other callables are called in the thread."""
+        """ConfigError where the address cannot be had. ``deliver`` and the other callables are called in the thread.
+
+        Without ``on_knock`` there is no door.
+        """
         self.consumed_bytes = 0
         """What the event loop has taken of the deliveries; the loop writes."""
         self._delivered_bytes = 0
@@ -82,8 +87,11 @@ class IoThread:
         self.poll = Poll()
         self.refusals = Refusals(node, limits.refusals)
         self.links = Links(self._sockets, self.poll, self.refusals, limits.queue_bytes, grace_s, notices, pace)
-        self.inbound = Inbound(router, limits, self.links, self.refusals, pace)
-        self._admission = Admission(self._sockets.context, self.inbound.banned, self._on_stranger)
+        visitors = Visitors() if on_knock is not None else None
+        self.inbound = Inbound(router, limits, self.links, self.refusals, pace, on_knock, visitors)
+        self._admission = Admission(self._sockets.context, self.inbound.banned, self._on_refused, visitors)
+        if visitors is not None:
+            self.poll.add(self._admission.zap_socket, self._admission.answer)
         self.poll.add(router, self._on_router)
         self.poll.add(self.inbound.monitor, self.inbound.on_monitor)
         self._thread = threading.Thread(target=self._run, name=f"starling-io-{node}", daemon=True)
@@ -96,17 +104,18 @@ class IoThread:
         """Wait for the thread's end."""
         self._thread.join()
 
-    def admit(self, roster: Roster) -> None:
-        """Talk to these nodes, and to nobody else."""
-        if self._admission.roster is None:
+    def admit(self, roster: Roster, shut_out: Collection[bytes] = ()) -> None:
+        """Talk to these nodes, and to nobody else; not even at the door to those whose keys are shut out."""
+        if self._admission.roster is None and self.inbound.visitors is None:
             self.poll.add(self._admission.zap_socket, self._admission.answer)
         self._admission.roster = roster
+        self._admission.shut_out = shut_out
         self.inbound.admit(roster)
         self.links.admit(roster)
 
     def resume(self) -> None:
         """Read on, if the event loop has caught up."""
-        if self.paused and self._backlog_bytes() <= self._limits.backlog_bytes:
+        if self.paused and self.backlog_bytes <= self._limits.backlog_bytes:
             self.paused = False
             self.poll.reading(self.inbound.router, True)
 
@@ -114,7 +123,9 @@ class IoThread:
         """Send what is queued, for at most ``linger_s``, say good-bye and end the thread."""
         self._closes_s = time.monotonic() + linger_s
 
-    def _backlog_bytes(self) -> int:
+    @property
+    def backlog_bytes(self) -> int:
+        """What has been read and is not consumed yet; from any thread."""
         return self._delivered_bytes - self.consumed_bytes + self.inbound.held_bytes
 
     def _on_router(self) -> None:
@@ -132,13 +143,13 @@ class IoThread:
         self.inbound.let_go()
 
     def _pause_if_behind(self) -> None:
-        if self._backlog_bytes() > self._limits.backlog_bytes:
+        if self.backlog_bytes > self._limits.backlog_bytes:
             self.paused = True
             self.poll.reading(self.inbound.router, False)
             self.resume()  # the loop may have caught up before it could see the pause
 
-    def _on_stranger(self, address: str, detail: str) -> None:
-        self.refusals.by_address("stranger", address, time.monotonic(), detail)
+    def _on_refused(self, reason: str, address: str, detail: str) -> None:
+        self.refusals.by_address(reason, address, time.monotonic(), detail)
 
     def _run(self) -> None:
         try:
@@ -162,11 +173,12 @@ class IoThread:
         if self._paced:
             self._hand_over(lambda: self.inbound.pass_on(now_s))
             self.resume()
+        self.inbound.give_places(now_s, reading=not self.paused)
         self.links.pump()
 
     def _sleep_ms(self, most_ms: int | None) -> int | None:
-        """How long to sleep at most, so that nothing that is paced passes late."""
-        due_s = earliest(self.links.due_s, self.inbound.due_s) if self._paced else None
+        """How long to sleep at most, so that nothing that is held back passes late."""
+        due_s = earliest(self.links.due_s, self.inbound.due_s)
         if due_s is None:
             return most_ms
         due_ms = max(math.ceil((due_s - time.monotonic()) * 1000), 0)

@@ -65,7 +65,7 @@ class _Bulk:
     def __init__(self, number: int, outgoing: Outgoing, chunk_bytes: int) -> None:
         self.number = number
         self.outgoing = outgoing
-        self.announced = False
+        self.announced = self.placed = False
         self.position = 0
         self.pieces = [
             (index, offset, buffer[offset : offset + chunk_bytes])
@@ -116,7 +116,9 @@ class Link:
         if self.granted or not self._bulk or self._sent - self._acknowledged >= frames.WINDOW_CHUNKS:
             return 0
         bulk = self._bulk[0]
-        return bulk.pieces[bulk.position][2].nbytes if bulk.announced else len(bulk.outgoing[0].header)
+        if not bulk.announced:
+            return len(bulk.outgoing[0].header)
+        return bulk.pieces[bulk.position][2].nbytes if bulk.placed else 0
 
     def add(self, outgoing: Outgoing) -> None:
         """Queue a message; :meth:`pump` sends it."""
@@ -152,6 +154,11 @@ class Link:
         while self._in_flight and self._in_flight[0][0] <= self._acknowledged:
             self._has_left([self._in_flight.popleft()[1][0].size_bytes])
 
+    def placed(self, transfer: int) -> None:
+        """The peer has a place for an announced message: its chunks may come."""
+        if self._bulk and self._bulk[0].announced and self._bulk[0].number == transfer:
+            self._bulk[0].placed = True
+
     def monitor_event(self, now_s: float) -> dict[str, Any]:
         """Take one event from the monitor and follow it: the link is up, or it is down since now."""
         event: dict[str, Any] = dict(parse_monitor_message(self.monitor.recv_multipart()))
@@ -162,7 +169,7 @@ class Link:
             self.down_since_s = now_s
             self._give_up_in_flight()
             for bulk in self._bulk:
-                bulk.announced, bulk.position = False, 0
+                bulk.announced, bulk.placed, bulk.position = False, False, 0
         return event
 
     def close(self, linger_ms: int) -> None:
@@ -198,8 +205,11 @@ class Link:
             if not bulk.announced:
                 self.socket.send(frames.announce(bulk.number, bulk.outgoing[0].header), zmq.NOBLOCK)
                 bulk.announced = True
+                bulk.placed = self._framing is frames.PACED  # it takes turns as in a simulation, without round trips
                 self.granted -= 1
                 continue
+            if not bulk.placed:
+                break
             index, offset, piece = bulk.pieces[bulk.position]
             self.socket.send(frames.chunk(bulk.number, index, offset), zmq.NOBLOCK | zmq.SNDMORE)
             self.socket.send(piece, zmq.NOBLOCK, copy=False)

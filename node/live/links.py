@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,9 +15,10 @@ from node.errors import TransportError, Unreachable
 from node.identity import Roster
 from node.live import frames
 from node.live.link import Account, Link, Traffic
-from node.live.pacing import Pace, Pacer
+from node.live.pacing import Pace, Pacer, earliest
 from node.live.poll import Poll
 from node.live.refusals import Refusals
+from node.live.shaping import Leaving, Shaper
 from node.live.sockets import Sockets
 
 
@@ -60,16 +62,18 @@ class Links:
         """Who has been told that we stop, and has not answered yet."""
         self._ready: dict[int, Link] = {}
         self._uplink: Pacer[Callable[[], None]] | None = pace and Pacer(pace.up_bps)
+        self._shaper: Shaper | None = None
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be sent to anybody."""
-        return all(link.idle for link in self._links.values()) and not (self._uplink and self._uplink.queued_bytes)
+        held = (self._uplink and self._uplink.queued_bytes) or (self._shaper and not self._shaper.idle)
+        return all(link.idle for link in self._links.values()) and not held
 
     @property
     def due_s(self) -> float | None:
-        """When a paced uplink wants :meth:`pump` to be called; None: not before something else happens."""
-        return self._uplink.due_s if self._uplink is not None else None
+        """When what is held back wants :meth:`pump` to be called; None: not before something else happens."""
+        return earliest(*[held.due_s for held in (self._uplink, self._shaper) if held is not None])
 
     @property
     def waiting(self) -> bool:
@@ -79,6 +83,11 @@ class Links:
     def account(self, peer: int) -> Account:
         """The bytes on their way to a peer; from any thread."""
         return self._accounts.get(peer) or self._accounts.setdefault(peer, Account())
+
+    @property
+    def queued_bytes(self) -> int:
+        """The bytes on their way to all peers together; from any thread."""
+        return sum(account.queued_bytes for account in list(self._accounts.values()))
 
     def has(self, peer: int) -> bool:
         """Whether there is a link to the peer."""
@@ -99,6 +108,28 @@ class Links:
 
     def send(self, peer: int, encoded: Encoded, keep: object) -> None:
         """Queue a message for a peer; :meth:`pump` sends it. To one that has gone it is dropped."""
+        if self._shaper is None:
+            self._pass(peer, encoded, keep)
+        elif not self._shaper.add(Leaving(peer, encoded, keep), time.monotonic()):
+            self._forgo(peer, encoded.size_bytes)
+
+    def shape(self, shaper: Shaper) -> None:
+        """From now on this befalls what is sent; what another has held back until now leaves."""
+        before, self._shaper = self._shaper, shaper
+        while before is not None and (leaving := before.take(math.inf)) is not None:
+            self._let_go(leaving)
+
+    def _let_go(self, leaving: Leaving) -> None:
+        self._forgo(leaving.peer, leaving.unsent_bytes)
+        self._pass(leaving.peer, leaving.encoded, leaving.keep)
+
+    def _forgo(self, peer: int, size_bytes: int) -> None:
+        account = self.account(peer)
+        account.left_bytes += size_bytes
+        if account.wanted and account.queued_bytes <= self._queue_bytes:
+            self._notices.room(peer)
+
+    def _pass(self, peer: int, encoded: Encoded, keep: object) -> None:
         if self._uplink is not None and frames.is_small(encoded, frames.PACED.small_bytes):
             self._uplink.add_first(encoded.size_bytes, lambda: self._enqueue(peer, encoded, keep), time.monotonic())
         else:
@@ -132,6 +163,8 @@ class Links:
 
     def pump(self) -> None:
         """Send what can be sent, and tell who waited for it."""
+        while self._shaper is not None and (leaving := self._shaper.take(time.monotonic())) is not None:
+            self._let_go(leaving)
         if self._uplink is None:
             self._pump_ready()
             return
@@ -220,9 +253,12 @@ class Links:
             if frame == frames.PROBE_FRAME:
                 continue
             try:
-                if frame[:1] != bytes([frames.CREDIT]):
+                if frame[:1] == bytes([frames.PLACE]):
+                    link.placed(frames.read_place(frame))
+                elif frame[:1] == bytes([frames.CREDIT]):
+                    link.credited(frames.read_credit(frame))
+                else:
                     raise frames.Refused("kind", "a frame of a kind that only senders send")
-                link.credited(frames.read_credit(frame))
             except TransportError as error:
                 if self._refusals.by_peer("kind", peer, time.monotonic(), str(error)):
                     self.lose(peer)

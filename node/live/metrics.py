@@ -10,23 +10,40 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from node.live.tally import Passed, Way
+
 _PROBE_S = 0.5
 _LAG_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_TRAIN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+_MEANINGS = {
+    "round": "The last round that this node has recorded.",
+    "accuracy": "The last accuracy that this node has recorded.",
+    "loss": "The last loss that this node has recorded.",
+    "paused": "Whether this node begins no new training step.",
+    "privacy_epsilon": "What this node has spent of its privacy, at the delta that the labels name.",
+    "privacy_delta": "The delta that the epsilon is stated at.",
+    "checkpoint_age_seconds": "How long ago the newest checkpoint was kept.",
+    "health_score": "How far this node doubts itself (Lifeguard); 0: not at all.",
+    "incarnation": "How often this node has begun, or has had to object to being called gone.",
+    "rounds_finished": "Rounds that this node has recorded since it was started.",
+    "suspicions": "How often this node has held a peer for gone, without being sure.",
+}
 
 
 class Reading(NamedTuple):
-    """What a node has done so far."""
+    """What a node has done so far; names of figures are those of their metrics, without what all have in common."""
 
-    gauges: Mapping[str, float]
-    """``round``, ``accuracy``, ``loss`` and ``epsilon``, where they are known."""
-    sent: tuple[int, int]
-    """Messages and their bytes."""
-    received: tuple[int, int]
-    refused: Mapping[str, int]
+    gauges: Mapping[str, float] = {}
+    counters: Mapping[str, int] = {}
+    passed: Mapping[Way, Passed] = {}
+    refused: Mapping[str, int] = {}
     """Frames, handshakes and messages that were refused, by reason."""
-    peers: Mapping[str, int]
+    peers: Mapping[str, int] = {}
     """How many peers are in each state."""
-    meanings: Mapping[str, Mapping[str, str]] = {}
+    queued_bytes: Mapping[str, int] = {}
+    """What waits, by queue."""
+    labels: Mapping[str, Mapping[str, str]] = {}
     """Labels of a gauge that means nothing without them, by its name."""
 
 
@@ -41,16 +58,21 @@ class Metrics(Collector):
         self._read = read
         self._registry = CollectorRegistry()
         self._registry.register(self)
-        self._lag = Histogram(
-            "starling_loop_lag_seconds",
-            "How late the event loop is with what was due.",
-            buckets=_LAG_BUCKETS_S,
-            registry=self._registry,
+        self._lag = self._histogram("loop_lag_seconds", "How late the event loop is with what was due.", _LAG_BUCKETS_S)
+        self._train = self._histogram(
+            "train_seconds", "How long a training step takes, with what it waits for.", _TRAIN_BUCKETS_S
         )
+
+    def _histogram(self, name: str, meaning: str, buckets_s: tuple[float, ...]) -> Histogram:
+        return Histogram(f"starling_{name}", meaning, buckets=buckets_s, registry=self._registry)
 
     def text(self) -> bytes:
         """Everything, in the Prometheus text format."""
         return generate_latest(self._registry)
+
+    def trained(self, seconds: float) -> None:
+        """A training step has taken so long."""
+        self._train.observe(seconds)
 
     async def probe_lag(self) -> None:
         """Measure the loop's lag twice a second, until cancelled."""
@@ -68,20 +90,37 @@ class Metrics(Collector):
         """Called by the registry."""
         reading = self._read()
         for name, value in reading.gauges.items():
-            meaning = reading.meanings.get(name, {})
-            gauge = GaugeMetricFamily(f"starling_{name}", f"The last {name} of this node.", labels=list(meaning))
-            gauge.add_metric(list(meaning.values()), value)
-            yield gauge
-        for position, what in enumerate(("messages", "bytes")):
-            family = CounterMetricFamily(f"starling_{what}", f"What has passed in {what}.", labels=["direction"])
-            family.add_metric(["sent"], reading.sent[position])
-            family.add_metric(["received"], reading.received[position])
-            yield family
-        refused = CounterMetricFamily("starling_refused", "What was refused.", labels=["reason"])
-        for reason, count in reading.refused.items():
-            refused.add_metric([reason], count)
-        yield refused
-        peers = GaugeMetricFamily("starling_peers", "Other nodes, by state.", labels=["state"])
-        for state, count in reading.peers.items():
-            peers.add_metric([state], count)
-        yield peers
+            yield _gauge(name, _MEANINGS.get(name, name), reading.labels.get(name, {}), value)
+        for name, count in reading.counters.items():
+            yield CounterMetricFamily(f"starling_{name}", _MEANINGS.get(name, name), value=count)
+        yield from _passed(reading.passed)
+        yield _by_label(CounterMetricFamily, "refused", "What was refused.", "reason", reading.refused)
+        yield _by_label(GaugeMetricFamily, "peers", "Other nodes, by state.", "state", reading.peers)
+        yield _by_label(GaugeMetricFamily, "queue_bytes", "What waits.", "queue", reading.queued_bytes)
+
+
+def _gauge(name: str, meaning: str, labels: Mapping[str, str], value: float) -> Metric:
+    family = GaugeMetricFamily(f"starling_{name}", meaning, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def _by_label(
+    kind: type[CounterMetricFamily | GaugeMetricFamily],
+    name: str,
+    meaning: str,
+    label: str,
+    values: Mapping[str, float],
+) -> Metric:
+    family = kind(f"starling_{name}", meaning, labels=[label])
+    for what, value in values.items():
+        family.add_metric([what], value)
+    return family
+
+
+def _passed(passed: Mapping[Way, Passed]) -> Iterator[Metric]:
+    for position, (name, meaning) in enumerate((("messages", "Messages."), ("bytes", "Headers and payloads."))):
+        family = CounterMetricFamily(f"starling_{name}", meaning, labels=list(Way._fields))
+        for way, counted in passed.items():
+            family.add_metric(list(way), counted[position])
+        yield family

@@ -5,15 +5,19 @@ A peer here is a CURVE key's holder, known from the link; nothing that a frame s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TypeAlias
 
 from node.codec import Header, Limits, decode_header
 from node.errors import FrameTooLarge
 from node.live.buffers import BufferPool
-from node.live.frames import UNPACED, Chunk, Framing, Refused, read_announce, read_small
+from node.live.frames import PACED, UNPACED, Chunk, Framing, Refused, read_announce, read_small
+from node.live.places import Places
 
 _ALIGN_BYTES = 64
+_KEEP_BYTES = 64 << 20
+"""Memory that has been used and is kept for what comes next, at the most."""
 
 
 Delivery: TypeAlias = tuple[int, Header, list[memoryview]]
@@ -21,18 +25,23 @@ Delivery: TypeAlias = tuple[int, Header, list[memoryview]]
 
 
 class _Transfer:
-    """A message whose payloads arrive in chunks, in order, each at its place in one reused buffer."""
+    """A message whose payloads arrive in chunks, in order, each where it belongs in one reused buffer."""
 
-    def __init__(self, header: Header, pool: BufferPool, chunk_bytes: int) -> None:
+    def __init__(self, header: Header, chunk_bytes: int) -> None:
         self.header = header
         self._chunk_bytes = chunk_bytes
+        self.buffers: list[memoryview] = []
+        """None before :meth:`make_room`: until there is a place for the message it takes no memory."""
+        self._buffer, self._offset = 0, 0
+
+    def make_room(self, pool: BufferPool) -> None:
         starts, end = [], 0
-        for spec in header.specs:
+        for spec in self.header.specs:
             starts.append(end)
             end += -(-spec.size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
         room = pool.take(end)
-        self.buffers = [room[start : start + spec.size_bytes] for start, spec in zip(starts, header.specs, strict=True)]
-        self._buffer, self._offset = 0, 0
+        specs = self.header.specs
+        self.buffers = [room[start : start + spec.size_bytes] for start, spec in zip(starts, specs, strict=True)]
         self._skip_full()
 
     @property
@@ -40,6 +49,8 @@ class _Transfer:
         return self._buffer == len(self.buffers)
 
     def slot(self, chunk: Chunk) -> memoryview:
+        if not self.buffers:
+            raise Refused("transfer", f"a chunk of transfer {chunk.transfer}, which has no place yet")
         if (chunk.buffer, chunk.offset) != (self._buffer, self._offset):
             raise Refused(
                 "chunk",
@@ -74,7 +85,9 @@ class Receiver:
     def __init__(self, limits: Limits, framing: Framing = UNPACED) -> None:
         self._limits = limits
         self._chunk_bytes = framing.chunk_bytes
-        self._pool = BufferPool(limits.backlog_bytes)
+        self._pool = BufferPool(_KEEP_BYTES)
+        # Paced senders do not wait for places: there is one for everybody.
+        self._places = Places(math.inf if framing is PACED else limits.all_arriving_bytes)
         self._inboxes: dict[int, _Inbox] = {}
 
     def connection(self, peer: int, connection: bytes) -> None:
@@ -84,7 +97,8 @@ class Receiver:
             inbox = self._inboxes[peer] = _Inbox()
         if inbox.connection != connection:
             inbox.connection = connection
-            inbox.transfers.clear()
+            for number in list(inbox.transfers):
+                self._end(peer, number)
 
     def connections(self) -> list[tuple[int, bytes]]:
         """The peers that we hear from, each with its connection."""
@@ -92,6 +106,8 @@ class Receiver:
 
     def forget(self, peer: int) -> None:
         """The peer has gone: free all that it left half-way."""
+        for number in list(self._inboxes[peer].transfers) if peer in self._inboxes else ():
+            self._end(peer, number)
         self._inboxes.pop(peer, None)
 
     def small(self, peer: int, frame: memoryview) -> Iterator[Delivery]:
@@ -109,7 +125,7 @@ class Receiver:
             yield peer, header, buffers
 
     def announce(self, peer: int, frame: memoryview) -> None:
-        """An ANNOUNCE: allocate its room if all bounds hold."""
+        """An ANNOUNCE, if all bounds hold; :meth:`give_places` says when it may come."""
         number, header_bytes = read_announce(frame)
         header = decode_header(header_bytes, self._limits)
         inbox = self._inboxes[peer]
@@ -121,7 +137,28 @@ class Receiver:
             raise Refused("transfer", f"more than {self._limits.transfers} transfers at a time")
         if inbox.arriving_bytes + header.size_bytes > self._limits.arriving_bytes:
             raise FrameTooLarge(f"more than {self._limits.arriving_bytes} bytes arriving from one peer")
-        inbox.transfers[number] = _Transfer(header, self._pool, self._chunk_bytes)
+        inbox.transfers[number] = _Transfer(header, self._chunk_bytes)
+        self._places.ask((peer, number), header.size_bytes)
+
+    def give_places(self, now_s: float) -> Iterator[tuple[int, bytes, int]]:
+        """Allocate room for announced messages as far as there is any; each with its peer and connection."""
+        for peer, number in self._places.give(now_s):
+            inbox = self._inboxes[peer]
+            inbox.transfers[number].make_room(self._pool)
+            yield peer, inbox.connection, number
+
+    @property
+    def due_s(self) -> float | None:
+        """When :meth:`give_places` may give some although nothing has come; None: never."""
+        return self._places.due_s
+
+    def read_nothing(self, now_s: float) -> None:
+        """Nothing is read just now, so nobody can be blamed for what does not come."""
+        self._places.renew(now_s)
+
+    def _end(self, peer: int, number: int) -> None:
+        del self._inboxes[peer].transfers[number]
+        self._places.leave((peer, number))
 
     def slot(self, peer: int, chunk: Chunk) -> memoryview:
         """Where the payload of the next chunk goes; its length is exactly the payload's."""
@@ -131,18 +168,17 @@ class Receiver:
         try:
             return transfers[chunk.transfer].slot(chunk)
         except Refused:
-            del transfers[chunk.transfer]
+            self._end(peer, chunk.transfer)
             raise
 
     def arrived(self, peer: int, chunk: Chunk, wanted_bytes: int, got_bytes: int) -> Delivery | None:
         """The payload is in its slot. The whole message, if that was the last chunk of it."""
-        transfers = self._inboxes[peer].transfers
-        transfer = transfers[chunk.transfer]
+        transfer = self._inboxes[peer].transfers[chunk.transfer]
         if got_bytes != wanted_bytes:
-            del transfers[chunk.transfer]
+            self._end(peer, chunk.transfer)
             raise Refused("chunk", f"a chunk of {got_bytes} bytes where {wanted_bytes} are announced")
         transfer.advance(got_bytes)
         if not transfer.complete:
             return None
-        del transfers[chunk.transfer]
+        self._end(peer, chunk.transfer)
         return peer, transfer.header, transfer.buffers

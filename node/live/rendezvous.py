@@ -44,6 +44,7 @@ class Rendezvous:
         self._lose: Lose | None = None
         self._regain: Lose = lambda peer: None
         self._saying: set[asyncio.Task[None]] = set()
+        self._attended: dict[type[Message], Receive] = {}
 
     @property
     def absent(self) -> list[int]:
@@ -62,6 +63,10 @@ class Rendezvous:
         for message in early:
             receive(*message)
 
+    def attend(self, kind: type[Message], receive: Receive) -> None:
+        """Have messages of a kind taken in by somebody else than the world, from now."""
+        self._attended[kind] = receive
+
     def _keep(self, sender: int, header: Header, buffers: list[memoryview]) -> None:
         if len(self._early) < _MOST_EARLY:
             self._early.append((sender, header, buffers))
@@ -75,7 +80,7 @@ class Rendezvous:
         elif header.type is Welcome:
             self._absent.pop(sender, None)
         else:
-            self._receive(sender, header, buffers)
+            self._attended.get(header.type, self._receive)(sender, header, buffers)
 
     def lose(self, peer: int) -> None:
         """A peer has gone; while nothing has begun, it is waited for again."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from node.durable import replace
 from node.errors import Corrupt, StoreError
-from node.live.durable import replace
 
 
 class Spending:

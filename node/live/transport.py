@@ -11,16 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from node.codec import Encoded, Header, Limits
 from node.errors import FrameTooLarge, NotAMember, TransportError, Unreachable
 from node.identity import Identity, Roster
+from node.live.door import Knock
 from node.live.io_thread import IoThread
 from node.live.links import Notices
 from node.live.pacing import Pace
 from node.live.receive import Delivery
+from node.live.shaping import Shaper
+from node.live.tally import Tally
 
 
 class Counters(NamedTuple):
@@ -54,12 +57,14 @@ class Transport:
         grace_s: float = 3.0,
         encrypted: bool = True,
         pace: Pace | None = None,
+        on_knock: Callable[[Knock], None] | None = None,
     ) -> None:
         """``on_message`` gets sender, header and payloads; ``on_lost`` a peer whose link is gone for ``grace_s``,
         ``on_back`` one that was lost and is there again.
 
         Without encryption anybody can be anybody: that is for benchmarks alone. Port 0 is any free one. With a ``pace``
         this node's links are held to it; messages are cut finer then, so all that talk to each other have one, or none.
+        With ``on_knock`` there is a door: it gets what strangers ask there, and may :meth:`answer`.
         """
         self._node = node
         self._identity = identity
@@ -71,9 +76,12 @@ class Transport:
         self._grace_s = grace_s
         self._encrypted = encrypted
         self._pace = pace
+        self._on_knock = on_knock
         self._roster: Roster | None = None
         self._gone: set[int] = set()
         self._waiting: dict[int, deque[asyncio.Future[None]]] = {}
+        self.tally = Tally()
+        """What has been taken for sending, and what has been received."""
         self._io: IoThread | None = None
         self._closing = False
         self._ended = asyncio.Event()
@@ -96,6 +104,7 @@ class Transport:
             deliver=lambda batch, cost: self._tell(self._receive, batch, cost),
             ended=lambda: self._tell(self._io_ended),
             pace=self._pace,
+            on_knock=None if (minded := self._on_knock) is None else lambda knock: self._tell(minded, knock),
         )
         self._enqueue = self._io.links.send
         self.address = self._io.address
@@ -113,11 +122,24 @@ class Transport:
             raise NotAMember("nobody has been admitted yet; admit a roster first")
         return self._roster
 
-    def admit(self, roster: Roster) -> None:
-        """Talk to the nodes of this roster, and to nobody else; a later call replaces it."""
+    def admit(self, roster: Roster, shut_out: Collection[bytes] = ()) -> None:
+        """Talk to the nodes of this roster, and to nobody else; a later call replaces it.
+
+        The holders of the CURVE keys that are shut out do not even reach the door.
+        """
         io = self._running()
         self._roster = roster
-        io.poll.post(io.admit, roster)
+        io.poll.post(io.admit, roster, frozenset(shut_out))
+
+    def answer(self, knock: Knock, payload: bytes) -> None:
+        """Answer one who has knocked; at most ANSWER_BYTES of :mod:`node.live.frames`."""
+        io = self._running()
+        io.poll.post(io.inbound.answer, knock.connection, payload)
+
+    def shape(self, shaper: Shaper) -> None:
+        """Let this befall what is sent from now on: losses, delays and garbage, for tests of what they do."""
+        io = self._running()
+        io.poll.post(io.links.shape, shaper)
 
     def watch(self, peers: Iterable[int]) -> None:
         """Keep links to these peers even if nothing is sent to them, so that ``on_lost`` is called when they go."""
@@ -152,7 +174,20 @@ class Transport:
         if to in self._gone:
             raise Unreachable(f"node {to} has gone; its link did not come back")
         account.accepted_bytes += encoded.size_bytes
+        self.tally.note("sent", encoded.kind, to, encoded.size_bytes)
         io.poll.post(self._enqueue, to, encoded, keep)
+
+    def post(self, to: int, encoded: Encoded) -> bool:
+        """Queue a message for a peer without ever waiting; whether it was, or the peer cannot be sent to now."""
+        io = self._running()
+        account = io.links.account(to)
+        full = account.queued_bytes > self._limits.queue_bytes
+        if self._closing or full or to in self._gone or self._roster is None or to not in self._roster:
+            return False
+        account.accepted_bytes += encoded.size_bytes
+        self.tally.note("sent", encoded.kind, to, encoded.size_bytes)
+        io.poll.post(self._enqueue, to, encoded, None)
+        return True
 
     def refuse(self, peer: int, detail: str) -> None:
         """Hold a message against its sender whose content was wrong, as if its frame had been."""
@@ -170,6 +205,11 @@ class Transport:
             traffic.bytes_received,
             dict(sorted(io.refusals.counts.items())),
         )
+
+    def queued_bytes(self) -> dict[str, int]:
+        """Bytes that wait for peers to take them, and those that wait for this node to."""
+        io = self._running()
+        return {"send": io.links.queued_bytes, "receive": io.backlog_bytes}
 
     async def close(self, linger_s: float = 0.5) -> None:
         """Send what is queued, for at most ``linger_s``, say good-bye to the peers, and leave nothing behind."""
@@ -210,6 +250,7 @@ class Transport:
     def _receive(self, batch: deque[Delivery], cost: int) -> None:
         while batch:
             sender, header, buffers = batch.popleft()
+            self.tally.note("received", header.type.wire_name, sender, header.size_bytes)
             try:
                 self._on_message(sender, header, buffers)
             except Exception as error:

@@ -13,9 +13,10 @@ from node.clock import WallClock
 from node.codec import Encoded, Header
 from node.config import TopologySection
 from node.context import Context
-from node.errors import BadFrame, TransportError, Unreachable
+from node.errors import BadFrame, NotAMember, TransportError, Unreachable
 from node.graph import Graph
 from node.live.checkpoints import Checkpoints
+from node.live.steps import Steps
 from node.live.transport import Transport
 from node.message import Message
 from node.mods import Wrapping
@@ -90,7 +91,10 @@ class LiveWorld:
         self.traffic: Counter[str] = Counter()
         """Bytes sent, by the wire name of messages."""
         self.refused_messages = 0
+        self.steps = Steps()
         self.transport: Transport | None = None
+        self.elapsed_s = 0.0
+        """For how long the run has been going on when this node begins."""
         self.participants = participants or Participants(nodes)
         self._by_role = self.participants.by_role(roles)
         self._executor = executor
@@ -109,7 +113,7 @@ class LiveWorld:
 
     async def run(self, protocol: Protocol, wrapping: Wrapping | None) -> Value | None:
         """Take part until the protocol has ended; gives the final model's value. Handlers go on answering after it."""
-        self.clock.start()
+        self.clock.start(self.elapsed_s)
         ctx = Context(self.me, self, protocol, wrapping)
         running = asyncio.ensure_future(ctx.run())
         try:
@@ -244,8 +248,9 @@ class LiveWorld:
         return self._topologies[section]
 
     async def train(self, ctx: Context, task: Ref, model: Ref, steps: int, samples: float | None = None) -> Ref:
-        """Train in the worker thread."""
-        await self._solve([model])
+        """Train in the worker thread, unless steps are held."""
+        async with self.steps.next():
+            await self._solve([model])
         self.tape.note(self.clock.time(), EventKind.TRAINED, self.me)
         return model
 
@@ -288,7 +293,7 @@ class LiveWorld:
         assert self.transport is not None
         try:
             await self.transport.send(peer, encoded, keep=message)
-        except Unreachable as error:
+        except (Unreachable, NotAMember) as error:
             ctx.log.info("message lost", peer=peer, message=message.wire_name, reason=str(error))
 
     def _buffer_of(self, ref: Ref) -> memoryview:
@@ -344,10 +349,13 @@ class LiveWorld:
 
     async def _save(self, state: Mapping[str, Any]) -> None:
         refs = {name: value for name, value in state.items() if isinstance(value, Ref)}
+        await self._settle()  # who is killed and goes on after this round must have told what it measured in it
         await self._solve(list(refs.values()))
         tensors = {name: (ref.spec, bytes(self._buffer_of(ref))) for name, ref in refs.items()}
         plain = {name: value for name, value in state.items() if name not in refs}
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._checkpoints.save, plain, tensors)
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(self._worker, self._checkpoints.save, plain, tensors):
+            self.steps.kept()
 
     def load(self, ctx: Context) -> Mapping[str, Any] | None:
         """What was saved last; tensors come back as Refs."""

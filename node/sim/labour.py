@@ -67,6 +67,7 @@ class Labour:
         graph.on_skip = self._skipped
         self._workload = workload
         self._devices = surroundings.devices
+        self._speed = surroundings.speed if surroundings.slowdowns else None
         self._evaluate_time = surroundings.evaluate_time
         self._evaluating_s: dict[int, float] = {}
         self._machine = Machine(clock, surroundings.cores) if surroundings.cores else None
@@ -92,6 +93,8 @@ class Labour:
         seconds = self._devices.train_s(node, samples, steps, counter)
         if self._evaluate_time:
             seconds += self._evaluating_s.pop(node, 0.0)
+        if self._speed is not None:
+            seconds /= self._speed(node, now_s)
         training = _Training(self._clock.create_future(), task, model, node, now_s, now_s)
         others = self._under_way.get(node)
         if others is None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from node.config import ChurnSection, DevicesSection, NetworkSection
 from node.errors import ConfigError
 from node.sim.churn import Churn, churn
 from node.sim.devices import Devices, build
+
+
+class Slowdown(NamedTuple):
+    """Some devices compute at a share of their speed for a while."""
+
+    nodes: frozenset[int]
+    rate: float
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,12 @@ class Surroundings:
     evaluate_time: bool = False
     detect_s: float = 0.0
     """How long after a crash the others know of it."""
+    slowdowns: Sequence[Slowdown] = ()
+
+    def speed(self, node: int, now_s: float) -> float:
+        """The share of its speed at which a device does what it begins now."""
+        there = (slow for slow in self.slowdowns if node in slow.nodes and slow.start_s <= now_s < slow.end_s)
+        return math.prod(slow.rate for slow in there)
 
 
 def surround(

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.clock import VirtualClock
-from node.config import ChurnSection, DevicesSection, NetworkSection, TopologySection
+from node.config import ChurnSection, DevicesSection, InjectedFaultSection, NetworkSection, TopologySection
 from node.graph import Graph
 from node.mods import Mod, Observer, Wrapping
-from node.op import Value
+from node.op import Spec, Value
 from node.participants import Participants
 from node.private import Mechanisms
 from node.protocol import Protocol
 from node.record import Recorder
+from node.sim.faults import surrounded
 from node.sim.surroundings import Surroundings, surround
 from node.sim.world import SimWorld
 from node.solver import Executor, InlineExecutor, Solver
@@ -74,6 +75,7 @@ def run_protocol(
     devices: DevicesSection | None = None,
     network: NetworkSection | None = None,
     churn: ChurnSection | None = None,
+    faults: Sequence[InjectedFaultSection] = (),
     mods: Sequence[Mod | Observer] = (),
     mechanisms: Mechanisms | None = None,
     executor: Executor | None = None,
@@ -86,6 +88,7 @@ def run_protocol(
         protocol: an instance with its configuration; every node gets a copy of its own.
         workload: what is learned; None: :class:`Quadratic`.
         topology: None: a ring of two neighbours each (or what few nodes allow).
+        faults: what goes wrong, as an experiment's ``[[faults]]``.
         mechanisms: what ``ctx.privacy`` hides models with, of tensors; None: nothing, and no torch is imported.
         mods: applied on every node; the copies are shallow, so that what an observer collects can be looked at.
     """
@@ -106,7 +109,7 @@ def run_protocol(
         workload or Quadratic(nodes, seed=seed),
         topology,
         seed,
-        surroundings,
+        surrounded(surroundings, faults, nodes),
         mods,
         mechanisms,
         executor or InlineExecutor(),
@@ -150,8 +153,10 @@ async def _run(
     )
     if mods:
         world.shapes = shapes(workload, protocol.private_layers(protocol.config))
+        if (wrapping := _wrapping(mods, world.shapes)) is not None:
+            world.shapes = wrapping.carried(world.shapes)
     world.mechanisms = mechanisms
-    await world.run(lambda: copy.deepcopy(protocol), lambda node: _wrapping(mods if node < nodes else ()))
+    await world.run(lambda: copy.deepcopy(protocol), lambda node: _wrapping(mods if node < nodes else (), world.shapes))
     usage.close(world.clock.time())
     digest = tape.digest()
     return Outcome(
@@ -171,8 +176,12 @@ async def _run(
     )
 
 
-def _wrapping(mods: Sequence[Mod | Observer]) -> Wrapping | None:
+def _wrapping(mods: Sequence[Mod | Observer], shapes: frozenset[Spec]) -> Wrapping | None:
     if not mods:
         return None
     own = [copy.copy(mod) for mod in mods]
-    return Wrapping([mod for mod in own if isinstance(mod, Mod)], [seen for seen in own if isinstance(seen, Observer)])
+    wrapping = Wrapping(
+        [mod for mod in own if isinstance(mod, Mod)], [seen for seen in own if isinstance(seen, Observer)]
+    )
+    wrapping.carried(shapes)
+    return wrapping

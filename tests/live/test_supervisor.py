@@ -14,7 +14,8 @@ import pytest
 from node.errors import ConfigError
 from node.live import supervisor
 from node.live.channel import Alive, Begin, Channel, Failed, Finished, Measured, Shown, Stop, Work
-from node.live.supervisor import Supervisor, end_all, fork_all
+from node.live.children import end_all, fork_all
+from node.live.supervisor import Supervisor
 
 WAIT_S = 20.0
 DONE = Finished(

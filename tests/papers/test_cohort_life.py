@@ -3,6 +3,7 @@
 import dataclasses
 
 import networkx
+import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 from test_cohorts import PLACE, Seen, Shards, result, trained
@@ -12,7 +13,7 @@ from node.learn.data import federate
 from node.learn.models import build
 from node.learn.workload import Workload, prepare_torch
 from node.testing import Quadratic, run_protocol
-from protocols import cohort_leader
+from protocols import cohort_leader, fitting
 from protocols.belonging import Dissolved, Join
 from protocols.cohort_round import Assignment, Update
 from protocols.cpfl import CPFL
@@ -116,6 +117,79 @@ def test_who_comes_late_joins_a_cohort_that_has_room():
     result(outcome)
 
 
+class TwoKinds(Shards):
+    """Nodes that have ones, those of even numbers, and nodes that have zeros; node 8 has what a test says."""
+
+    latest = 0
+
+    def label_histogram(self, node):
+        ones = node % 2 == 0 if node < 8 else self.latest
+        return np.array([0, 12] if ones else [12, 0])
+
+
+def joined_by_the_late_one(kind, latest, **config):
+    """The cohorts that are formed without node 8, and the one that it then asks to be let in."""
+    seen, workload = Seen(), kind(9)
+    workload.latest = latest
+    long = {"stopping": {"rule": "budget", "most_rounds": 20}}
+    place = {"mods": [seen], "muster_s": 4.0, "workload": workload, "cohorts": 2, "unify": "average"}
+    outcome = trained([(9.0, 8, "return")], **place, **long, **config)
+    assert len(outcome.models) == 9
+    result(outcome)
+    (formed, *_) = {message.cohorts for *_, message in seen.of(Formed) if 8 not in sum(message.cohorts, ())}
+    assert sorted(map(len, formed)) == [4, 4], "there is room in both"
+    (joined,) = {message.cohort for *_, message in seen.of(Join)}
+    return formed[joined], formed[1 - joined]
+
+
+@pytest.mark.parametrize("latest", [0, 1])
+def test_who_comes_late_joins_those_that_are_like_it(latest):
+    ours, _ = joined_by_the_late_one(TwoKinds, latest, forming="label-similar")
+    assert {node % 2 == 0 for node in ours} == {bool(latest)}
+
+
+@pytest.mark.parametrize("latest", [0, 1])
+def test_who_comes_late_joins_those_that_lack_its_labels(latest):
+    """One of the nodes has five times as much as others, so that not both cohorts can be like all nodes."""
+
+    class Uneven(TwoKinds):
+        def label_histogram(self, node):
+            return super().label_histogram(node) * (5 if node == 1 - latest else 1)
+
+    ours, theirs = joined_by_the_late_one(Uneven, latest, forming="stratified")
+
+    def held(cohort):
+        return sum(Uneven(9).label_histogram(node)[latest] for node in cohort)
+
+    assert held(ours) < held(theirs)
+
+
+@pytest.mark.parametrize("latest", [0, 1])
+def test_who_comes_late_joins_those_that_are_as_fast(latest):
+    class Paced(TwoKinds):
+        def samples(self, node, steps):
+            return steps * (1 if self.label_histogram(node)[0] else 4)
+
+    ours, _ = joined_by_the_late_one(Paced, latest, forming="speed")
+    assert {node % 2 == 0 for node in ours} == {bool(latest)}
+
+
+@pytest.mark.parametrize("latest", [0, 1])
+def test_who_comes_late_joins_those_that_are_near(latest):
+    far = tuple(node for node in range(8) if (node % 2 == 0) != latest)
+    rule = FAR.model_copy(update={"frm": far, "to": (*(n for n in range(8) if n not in far), 8)})
+    place = {**PLACE, "network": NetworkSection(latency_s=0.02, rules=(rule,))}
+    ours, _ = joined_by_the_late_one(TwoKinds, latest, forming="latency", place=place)
+    assert {node % 2 == 0 for node in ours} == {bool(latest)}
+
+
+def test_who_comes_late_where_nobody_remembers_goes_by_rendezvous(monkeypatch):
+    """As when the registrar was away meanwhile."""
+    monkeypatch.setattr(fitting, "ordered", lambda *_: ())
+    places = {joined_by_the_late_one(TwoKinds, latest, forming="label-similar") for latest in (0, 1)}
+    assert len(places) == 1, "whatever its labels are"
+
+
 def test_who_is_left_out_meanwhile_joins_again():
     """Of four members the one that is gone is let go, so that three can lose another; it comes back as the fourth."""
     seen = Seen()
@@ -163,7 +237,7 @@ def test_a_cohort_below_the_least_size_dissolves(tmp_path, capsys):
     assert len(outcome.models) == 7
     result(outcome)
     assert "a cohort that is too small dissolves" in capsys.readouterr().out
-    assert counted(outcome, "lost_cohorts") == 1
+    assert (counted(outcome, "lost.cohort", list), counted(outcome, "lost.is_dissolved", list)) == ([0], [1])
 
 
 def test_a_cohort_of_two_says_that_it_cannot_lose_one(capsys):

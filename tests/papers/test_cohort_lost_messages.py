@@ -172,7 +172,7 @@ def test_what_is_spent_survives_a_restart(shelf):
     version = Version(digest="a", model="m", losses=(1.5, math.inf), best="b", time_s=0.1 + 0.2, size_bytes=2**40)
     shelf.add(version)
     again = type(shelf).__new__(type(shelf))
-    again._held = {}
+    again._held, again._about = {}, {}
     again.restore(shelf.state())
     kept = again["a"]
     assert (kept.model, kept.losses, kept.best) == (version.model, version.losses, version.best)

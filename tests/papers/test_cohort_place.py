@@ -1,5 +1,7 @@
 """Where nodes belong when their cohort cannot go on, is too small, or has a leader that was away."""
 
+from pathlib import Path
+
 import pytest
 from test_cohorts import Seen, result, trained
 
@@ -47,6 +49,37 @@ def test_a_majority_that_comes_back_in_time_is_waited_for(threes):
     outcome = trained(events, mods=[seen], detect_s=1.0, **threes, **ROUNDS)
     assert not seen.of(Dissolved)
     assert len({message.cohort for *_, message in seen.of(Stopped)}) == 3
+    result(outcome)
+
+
+@pytest.mark.parametrize("back_s", [32.5, 33.5, 36.0, 50.0])
+def test_who_comes_back_to_a_cohort_that_the_others_have_left_goes_on_elsewhere(threes, back_s):
+    """Node 2 leaves after it has waited for 20 s, and says so; node 0 must not keep all others waiting."""
+    seen = Seen()
+    long = {"stopping": {"rule": "budget", "most_rounds": 80}}
+    events = [(8.0, 0, "crash"), (8.0, 1, "crash"), (back_s, 0, "return")]
+    outcome = trained(events, mods=[seen], detect_s=1.0, **threes, **long)
+    assert {message.cohort for *_, message in seen.of(Dissolved)} == {0}
+    assert max(rounds_by(seen, 0)) == max(rounds_by(seen, 2)) == 79
+    assert {row.value for row in outcome.recorder.rows() if row.metric == "cpfl/lost.cohort"} == {0}
+    assert len(outcome.models) == 8
+    result(outcome)
+
+
+def test_who_has_left_says_so_though_it_was_away(threes):
+    """Both that were left of four have gone elsewhere; one is restarted before anybody unifies."""
+    four = threes["path"]
+    Path(four).write_text("".join(f"{node} {int(node >= 5)}\n" for node in range(10)))
+    long = {"stopping": {"rule": "budget", "most_rounds": 60}}
+    lost = [(8.0, node, "crash") for node in (0, 1, 2)]
+    seen = Seen()
+    trained(lost, 10, 1.0, mods=[seen], **{**threes, "cohorts": 2}, **long)
+    left_s = min(time_s for time_s, *_ in seen.of(Join))
+    again = Seen()
+    events = [*lost, (left_s + 6.0, 3, "crash"), (left_s + 8.0, 3, "return")]
+    outcome = trained(events, 10, 1.0, mods=[again], **{**threes, "cohorts": 2}, **long)
+    assert [time_s for time_s, sender, *_ in again.of(Dissolved) if sender == 3 and time_s > left_s + 8.0]
+    assert len(outcome.models) == 7
     result(outcome)
 
 

@@ -7,6 +7,7 @@ from test_cohorts import PLACE, ROUNDS
 
 from node import Message
 from node.testing import Quadratic, run_protocol
+from protocols.belonging import Dissolved
 from protocols.cohort_round import Assignment
 from protocols.cpfl import CPFL
 from protocols.elected import lapsed
@@ -85,6 +86,8 @@ def no_unifier(nodes=6):
         Result(model=None, round=1, accuracy=1.0, loss=0.0),
         Noted(),
         Stopped(cohort=7, digest="x", rounds=1, samples=10**9, counts=()),
+        Dissolved(cohort=0),
+        Dissolved(cohort=1),
         ASSIGNMENT,
     ],
     ids=lambda message: type(message).__name__,

@@ -332,6 +332,8 @@ def test_a_cohort_whose_members_are_all_gone_is_not_waited_for(tmp_path):
     outcome = trained(events, forming="file", path=str(path))
     assert len(outcome.models) == 6
     assert {row.value for row in outcome.recorder.rows() if row.metric == "teachers"} == {2}
+    lost = {row.metric: row.value for row in outcome.recorder.rows() if row.metric.startswith("cpfl/lost.")}
+    assert lost == {"cpfl/lost.cohort": 0, "cpfl/lost.is_dissolved": 0}
 
 
 def test_a_leader_that_lies_about_a_model_is_not_believed(capsys):

@@ -42,3 +42,21 @@ def test_an_upload_is_the_same_among_real_nodes(starling, tmp_path, name):
     assert real.summary["oneshot"]["sent_bytes"] == {"oneshot/upload/1": real.summary["bytes_sent"]}
     assert (uploaded["parts"]["total"] > 0) == (name == "parts")
     assert virtual.summary["metrics"]["accuracy"]["max"] > 0.05
+
+
+def test_a_stack_learns_the_same_among_real_nodes(starling, tmp_path):
+    """FENS: an upload, a download of everything, and rounds of the model on top; the bytes of each kind too."""
+    tables = {
+        "nodes": CLIENTS + 1,
+        "protocol": {"use": "fens", "rounds": 6, "upload": "int8"},
+        "data": {"name": "digits", "partition": "dirichlet", "alpha": 0.5, "local_test_fraction": 0.1},
+        "training": {"lr": 0.1, "local_steps": 20},
+    }
+    real, virtual = (arm(starling, tmp_path / clock, clock, tables) for clock in ("real", "virtual"))
+    assert len(real.models()) == CLIENTS
+    assert real.models() == virtual.models()
+    assert metrics(real, set()) == metrics(virtual, set())
+    for key in ("messages", "bytes_sent", "fens", "tasks"):
+        assert real.summary[key] == virtual.summary[key], key
+    assert real.summary["messages"] == CLIENTS * (1 + 1 + 1 + 6 + 1 + 6)
+    assert sum(real.summary["fens"]["sent_bytes"].values()) == real.summary["bytes_sent"]

@@ -134,6 +134,10 @@ class Changing(Mod):
     def number(self, ctx, message):
         return dataclasses.replace(message, model=ctx.apply(spoilt, message.model, value=self.config.value))
 
+    def absurd_parts(self, ctx, message):
+        parts = tuple(ctx.apply(spoilt, part, value=self.config.value) for part in message.parts)
+        return dataclasses.replace(message, parts=parts)
+
     def more_parts(self, ctx, message):
         return dataclasses.replace(message, parts=(message.model,))
 

@@ -20,6 +20,9 @@ from node.cli.runs import load_run
 from node.cli.summary import Attacks
 from node.config import ExperimentConfig
 from node.errors import ConfigError
+from node.identity import Identity
+from node.trust.certificate import Role
+from node.trust.token import Bootstrap, Token
 
 FINAL = {
     "nodes": {"0": {}, "1": {}},
@@ -82,7 +85,8 @@ def test_json_is_the_summary_and_nothing_else(starling, small):
     ("arguments", "part"),
     [
         (["membership"], "--experiment: is missing"),
-        (["membership", "--join", "x"], "--join: networks have no invitations yet; allowed: --experiment"),
+        (["membership", "--join", "x"], "--join: neither an invitation nor a file that can be read"),
+        (["membership", "--join", "x", "--set", "seed=2"], "--set: with --join the experiment is the network's"),
         (
             ["sight", "--experiment", "digits-gossip"],
             "attackers[0].kind: no attack is called 'sight'; known: attribute",
@@ -114,10 +118,10 @@ def test_an_attacker_comes_to_those_that_are_there():
     assert after.model_dump(exclude={"attackers"}) == before.model_dump(exclude={"attackers"})
 
 
-def test_help_says_what_joining_waits_for(starling):
+def test_help_says_how_long_one_that_joins_runs(starling):
     code, out, _ = starling("attack", "--help")
     assert code == 0
-    assert "waits for network invitations" in " ".join(out.replace("│", " ").split())
+    assert "until SIGTERM" in " ".join(out.replace("│", " ").split())
 
 
 def test_findings_are_lines():
@@ -219,3 +223,13 @@ def test_a_summary_that_is_not_ours_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match=r"summary\.json: attacks\.final\.mean"):
         run(attacks={"final": FINAL | {"mean": 3}})
     assert Attacks.model_validate({"messages": [{"round": 0}], "more": 1}).final is None
+
+
+def test_an_invitation_for_others_is_no_attackers(starling, tmp_path):
+    key = Identity.generate()
+    bootstrap = (Bootstrap("127.0.0.1:9", key.curve_public),)
+    token = Token(bytes(20), key.signing_public, bootstrap, Role.learner, 0, 1, bytes(8), bytes(16))
+    code, out, err = starling("attack", "membership", "--join", token.to_text(), "--state", str(tmp_path / "state"))
+    assert (code, out) == (2, "")
+    assert "for a learner; an attacker needs an invitation made with --role attacker" in err
+    assert not (tmp_path / "state").exists()

@@ -104,7 +104,8 @@ def test_check_fails_where_claims_are_not_there(tiny, tmp_path, capsys):
     [
         (["--preset", "huge"], "--preset: 'huge' is none; allowed: small, full, orderings"),
         (["--algorithms", "avrage"], "--algorithms: no row or algorithm is called 'avrage'; did you mean 'average'?"),
-        (["--algorithms", "average", "--datasets", "no.csv", "--add", "none.json"], "--add none.json: cannot be read"),
+        (["--algorithms", "average", "--datasets", "no.csv"], "data.name: there is no file 'no.csv'"),
+        (["--algorithms", "average", "--datasets", "wine", "--add", "none.json"], "--add none.json: cannot be read"),
     ],
 )
 def test_mistakes_are_one_line(arguments, complaint, tmp_path, capsys):
@@ -190,7 +191,15 @@ def test_the_same_name_replaces_what_it_had(tmp_path):
         path.write_text(json.dumps({**THEIRS, "results": [{**THEIRS["results"][0], "accuracy": accuracy}]}))
         add(path, tmp_path)
     assert [record["figures"]["accuracy"] for record in added(tmp_path)] == [0.6]
-    assert [entry.name for entry in (tmp_path / FOLDER).iterdir()] == ["Theirs_co.json"]
+    assert [entry.name[:10] for entry in (tmp_path / FOLDER).iterdir()] == ["Theirs_co-"]
+
+
+def test_names_that_look_alike_as_files_are_kept_apart(tmp_path):
+    for name in ("A/B", "A B", "β", "γ"):
+        path = tmp_path / "theirs.json"
+        path.write_text(json.dumps({**THEIRS, "name": name}))
+        add(path, tmp_path)
+    assert sorted({record["entrant"] for record in added(tmp_path)}) == ["A B", "A/B", "β", "γ"]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +210,10 @@ def test_the_same_name_replaces_what_it_had(tmp_path):
         ({"results": []}, "results: "),
         ({"results": [{**THEIRS["results"][0], "accuracy": 98.7}]}, "accuracy: "),
         ({"results": [{**THEIRS["results"][0], "partition": "some"}]}, "partition: 'some' is none"),
+        ({"results": [{**THEIRS["results"][0], "partition": "dirichlet(nan)"}]}, "nan is out of range"),
+        ({"results": [{**THEIRS["results"][0], "partition": "dirichlet(0)"}]}, "0 is out of range"),
+        ({"name": "average"}, "name: 'average' is a row of this benchmark's own"),
+        ({"name": "two\nlines"}, "name: "),
         ({"colour": "red"}, "colour"),
     ],
 )

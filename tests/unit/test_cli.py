@@ -91,7 +91,7 @@ WRONG = {
     "a negative latency": (["network.latency_s=-1"], ["network.latency_s: input should be greater than or equal to 0"]),
     "an unknown mod": (['mods=[{use="node.mods:Mood"}]'], ["mods[0].use: module 'node.mods' has no 'Mood'"]),
     "a mod that is none": (['mods=[{use="node:Message"}]'], ["mods[0].use", "neither a node.Mod nor a node.Observer"]),
-    "a mod without module": (['mods=[{use="Mod"}]'], ["mods[0].use: 'Mod' must be written as module:Class"]),
+    "a mod without module": (['mods=[{use="Mod"}]'], ["mods[0].use: no mod is called 'Mod'", "or module:Class"]),
     "a mod's unknown key": (['mods=[{use="node:Mod", strength=1}]'], ["mods[0].strength: there is no such key"]),
     "a mod on no node": (['mods=[{use="node:Mod", nodes=[16]}]'], ["mods[0].nodes: there is no node 16", "0 to 15"]),
     "a protocol in no module": (

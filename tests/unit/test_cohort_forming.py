@@ -25,11 +25,13 @@ from node.cohorts import (
     favourite,
     gradient_noise_scale,
     joined,
+    near_costs,
     noised,
     predicted_rounds,
     rendezvous_costs,
     round_time_s,
     similar,
+    similar_costs,
     stratified,
     stratified_costs,
     total_variation,
@@ -493,6 +495,21 @@ def test_stratified_costs_are_by_how_much_the_objective_grows():
 def test_distance_costs_ask_for_those_alike():
     features = {0: np.array([0.0, 0.0]), 1: np.array([2.0, 0.0]), 2: np.array([9.0, 9.0])}
     assert distance_costs(features, ((0, 1), (2,), ()), np.array([1.0, 3.0])) == [3.0, 10.0, math.inf]
+
+
+def test_similar_costs_go_by_what_labels_are_in_common_and_not_by_how_many():
+    histograms = {0: (90, 10), 1: (1, 9), 2: (0, 0)}
+    near, far, nothing, nobody = similar_costs(histograms, ((0,), (1,), (2,), ()), (9, 1))
+    assert (near, nothing) == pytest.approx((0.0, 1.0))
+    assert nothing < far < math.sqrt(2)
+    assert nobody == math.inf
+    assert similar_costs(histograms, ((0,), (2,)), (0, 0)) == pytest.approx([1.0, 0.0])
+
+
+def test_near_costs_are_mean_round_trips_to_those_that_were_measured():
+    assert near_costs({1: 0.2, 2: 0.4, 5: 0.1}, ((0, 1, 2), (5, 6), (7,), ())) == pytest.approx(
+        [0.3, 0.1, math.inf, math.inf]
+    )
 
 
 def test_a_small_cohort_dissolves_in_rendezvous_order():

@@ -8,13 +8,14 @@ from node import Protocol, on
 from node.config import DevicesSection, NetworkSection
 from node.testing import Quadratic, run_protocol
 from protocols import handing
+from protocols.cohort_member import Member
 from protocols.cohort_round import tell
 from protocols.cpfl import CPFL
 from protocols.handing import Extract, Stopped, unifier
 from protocols.testimony import Statement
 from protocols.unification import Result, Taught
 from protocols.unifying import Teacher, shares
-from protocols.vouching import Claim, Vote, is_possible, is_vouched_for, vote
+from protocols.vouching import Claim, Vote, is_possible, vote, vouched
 from test_unified_cohorts import NODES, OneSlow, Seen, cohorts_of, models, trained, workload
 
 LATE = {"quantile": 0.6, "unify": "logit-exchange"}
@@ -79,8 +80,9 @@ class Usurper(CPFL):
         tell(ctx, unifier(ctx), stopped)
 
 
-def simple(kind=CPFL, nodes=6, mods=(), usurper=None, leader="elected"):
-    config = kind.Config(cohorts=2, leader=leader, checkpoint="last", stopping={"rule": "budget", "most_rounds": 12})
+def simple(kind=CPFL, nodes=6, mods=(), usurper=None, leader="elected", **stopping):
+    stopping = stopping or {"rule": "budget", "most_rounds": 12}
+    config = kind.Config(cohorts=2, leader=leader, checkpoint="last", stopping=stopping)
     protocol = kind(config)
     protocol.usurper = usurper
     return run_protocol(protocol, nodes, workload=Quadratic(nodes, noise=0.1), mods=mods, **SLOW)
@@ -102,6 +104,25 @@ def test_only_whom_most_members_follow_hands_in_for_a_cohort(leader, capsys):
         assert "most members of a cohort do not confirm what is handed in" in capsys.readouterr().out
 
 
+def asked(votes, members=(1, 2, 3), rounds=9):
+    """What comes of a claim of node 1's, of which nodes 2 and 3 say this."""
+
+    class Asked(Protocol):
+        @on(Claim)
+        def claimed(self, ctx, sender, message):
+            answer = votes[ctx.me - 2]
+            return None if answer == "silent" else answer
+
+        async def run(self, ctx):
+            if ctx.me == 0:
+                claim = Claim(cohort=0, leader=1, rounds=rounds)
+                found.append(await vouched(ctx, members, claim, Vote(), 1.0))
+
+    found = []
+    run_protocol(Asked(), 4, workload=Quadratic(4))
+    return found[0]
+
+
 @pytest.mark.parametrize(
     ("votes", "expected"),
     [
@@ -116,21 +137,23 @@ def test_only_whom_most_members_follow_hands_in_for_a_cohort(leader, capsys):
 )
 def test_more_than_half_of_those_that_have_a_say_must_confirm(votes, expected):
     """The leader has a vote of its own; silence is against it."""
+    said = [each if each == "silent" else Vote(holds=each, rounds=9) for each in votes]
+    assert asked(said) == (9 if expected else None)
 
-    class Asked(Protocol):
-        @on(Claim)
-        def claimed(self, ctx, sender, message):
-            answer = votes[ctx.me - 2]
-            return None if answer == "silent" else Vote(holds=answer)
 
-        async def run(self, ctx):
-            if ctx.me == 0:
-                claim = Claim(cohort=0, leader=1, rounds=3)
-                found.append(await is_vouched_for(ctx, (1, 2, 3), claim, Vote(), 1.0))
-
-    found = []
-    run_protocol(Asked(), 4, workload=Quadratic(4))
-    assert found == [expected]
+@pytest.mark.parametrize(
+    ("votes", "members", "expected"),
+    [
+        ((Vote(holds=True, rounds=4), Vote(holds=True, rounds=6)), (1, 2, 3), 6),
+        ((Vote(holds=True, rounds=4), Vote(holds=False, rounds=8)), (1, 2, 3), 4),
+        ((Vote(), Vote()), (1, 2, 3), 9),
+        ((Vote(holds=True, rounds=4), Vote()), (2, 3), 4),
+        ((), (1,), 9),
+    ],
+)
+def test_as_many_rounds_count_as_another_member_has_been_asked_for(votes, members, expected):
+    """Where nobody else is there to say anything, the leader is believed."""
+    assert asked(votes, members) == expected
 
 
 class Led:
@@ -150,6 +173,7 @@ class Led:
         (Led(1, (0, 1, 2), 9), 9, True),
         (Led(1, (0, 1, 2), 9), 10**9, False),
         (Led(1, (0, 1, 2), None), 10, True),
+        (Led(1, (0, 1, 2), None), 10**9, True),
         (Led(2, (0, 1, 2), 9), 10, False),
         (Led(None, (0, 1, 2), 9), 10, False),
         (Led(None, (0, 1, 2, 8, 9, 10), 9), 10, None),
@@ -163,7 +187,10 @@ def test_a_member_confirms_its_leader_and_no_round_that_it_knows_nothing_of(led,
         def alive(self, nodes):
             return [node for node in nodes if node < 3]
 
-    assert vote(Place(), led, Claim(cohort=0, leader=1, rounds=rounds)).holds == expected
+    said = vote(Place(), led, Claim(cohort=0, leader=1, rounds=rounds), 7)
+    assert said.holds == expected
+    if expected:
+        assert said.rounds == (7 if led.accepted is None else rounds), "a fixed leader's member knows what it was asked"
 
 
 @pytest.mark.parametrize(
@@ -175,11 +202,16 @@ def test_numbers_that_cannot_be_are_refused(rounds, samples, most, expected):
     assert is_possible(stopped, most) == expected
 
 
+UNBOUNDED = {"rule": "patience", "window": 1, "patience": 3, "min_delta": 0.01}
+"""So that a cohort may train for any number of rounds."""
+
+
 @pytest.mark.parametrize("rounds", [10**9, -1])
 @pytest.mark.parametrize("leader", ["fixed", "elected"])
-def test_a_lie_about_the_rounds_leaves_no_trace_in_the_record(rounds, leader, monkeypatch):
-    """Cohort 0 is not heard before its leader tells the truth."""
-    honest, lies = simple(leader=leader), []
+@pytest.mark.parametrize("stopping", [{}, UNBOUNDED], ids=["budget", "patience"])
+def test_a_lie_about_the_rounds_leaves_no_trace_in_the_record(rounds, leader, stopping, monkeypatch):
+    """Cohort 0 counts for what its members know, or is not heard before its leader tells the truth."""
+    honest, lies = simple(leader=leader, **stopping), []
 
     def lying(ctx, node, message):
         if isinstance(message, Stopped) and message.cohort == 0 and not lies:
@@ -188,10 +220,17 @@ def test_a_lie_about_the_rounds_leaves_no_trace_in_the_record(rounds, leader, mo
         tell(ctx, node, message)
 
     monkeypatch.setattr(handing, "tell", lying)
-    run = simple(leader=leader)
+    run = simple(leader=leader, **stopping)
     assert lies == [rounds]
-    assert max(row.round for row in run.recorder.rows()) == 12
+    assert max(row.round for row in run.recorder.rows()) == max(row.round for row in honest.recorder.rows())
     assert flat(run) == flat(honest)
+
+
+def test_a_member_remembers_over_a_restart_what_it_was_asked_for():
+    member = Member(None, CPFL.Config())
+    assert member.rounds == 0
+    member.restore({"rounds": 4.0})
+    assert (member.rounds, member.state()["rounds"]) == (4, 4)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from node import Protocol, Row
 from node.cli.cohort_summary import Cohorts
-from node.cli.cohorts import lines
+from node.cli.cohorts import lines, section
 from node.cli.report import write_report
 from node.cli.running import run_config
 from node.cli.runs import load_run
@@ -76,6 +78,7 @@ def test_each_cohort_says_who_led_it_how_long_and_how_far():
         "elections": 2,
         "failovers": 1,
         "repeated_rounds": 1,
+        "lost": None,
     }
     assert (second["leaders"], second["elections"], second["failovers"]) == ([4], 1, 0)
 
@@ -126,6 +129,23 @@ def test_a_cohort_that_was_left_out_is_there_with_what_it_has_come_to():
     assert (second["stopped_s"], second["accuracy"], second["rounds"]) == (None, None, None)
     assert second["participants"] == 2
     assert outcome(left, TRAFFIC)["mean_cohort_accuracy"] == 0.6
+
+
+@pytest.mark.parametrize(("is_dissolved", "expected"), [(1, "dissolved"), (0, "gone")])
+def test_a_cohort_that_is_lost_says_so_even_with_nothing_else_to_say(is_dissolved, expected):
+    """Two nodes that have unified one after the other may both say it."""
+    twice = [
+        row
+        for node in (2, 3)
+        for row in recorded(2 + node, node, **{"cpfl/lost.cohort": 2, "cpfl/lost.is_dissolved": is_dissolved})
+    ]
+    block = outcome([*ROWS, *twice], TRAFFIC)
+    assert [cohort["lost"] for cohort in block["cohorts"]] == [None, None, expected]
+    assert (block["lost_cohorts"], outcome(ROWS, TRAFFIC)["lost_cohorts"]) == (1, 0)
+    found = Cohorts.model_validate(block)
+    assert next(lines(found)).startswith("3 cohorts (1 lost), 2 to 2 rounds")
+    run = SimpleNamespace(folder=Path("it"), summary=SimpleNamespace(name="it", clock="virtual", cpfl=found))
+    assert f"'{expected}'" in section([run], lambda header, rows: str(list(rows)))
 
 
 def test_without_cohorts_there_is_nothing_to_say():

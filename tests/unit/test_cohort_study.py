@@ -154,9 +154,34 @@ def test_one_way_alone_has_nothing_to_be_held_against():
 def test_factors_and_changes_against_one_network():
     (own,) = ours(made(run(1, 1), run(1, 4, accuracy=0.88, scale=0.5)))
     assert (own.alpha, own.cohorts) == (0.1, 4)
-    assert (own.time, own.cpu, own.bytes) == pytest.approx((2, 2, 2))
-    changes = (own.cohort, own.ensemble, own.average, own.student)
-    assert changes == pytest.approx((-0.12, -0.02, -0.07, -0.04))
+    assert [each.mean for each in (own.time, own.cpu, own.bytes)] == pytest.approx([2, 2, 2])
+    changes = [each.mean for each in (own.cohort, own.ensemble, own.average, own.student)]
+    assert changes == pytest.approx([-0.12, -0.02, -0.07, -0.04])
+    assert {own.time.half, own.student.half} == {None}
+    assert own.whole_time.mean == pytest.approx(100 / (50 + 2 + 360))
+
+
+def test_seeds_are_compared_each_with_itself():
+    """What differs from seed to seed alike in both is no uncertainty of a factor; a seed of one alone says nothing."""
+    scales = {1: 1.0, 2: 3.0, 3: 5.0}
+    whole = [run(seed, 1, accuracy=0.9 - seed / 100, scale=scale) for seed, scale in scales.items()]
+    parts = [run(seed, 4, accuracy=0.87 - seed / 100, scale=scale / 2) for seed, scale in scales.items()]
+    (own,) = ours(made(*whole, *parts, run(4, 4, accuracy=0.1, scale=9)))
+    assert own.time.seeds == own.ensemble.seeds == 3
+    assert (own.time.mean, own.time.half) == pytest.approx((2, 0))
+    assert (own.ensemble.mean, own.ensemble.half) == pytest.approx((-0.03, 0))
+
+
+def test_factors_of_seeds_have_the_interval_of_their_mean():
+    whole = [run(seed, 1) for seed in (1, 2, 3)]
+    (own,) = ours(made(*whole, *[run(seed, 4, scale=1 / factor) for seed, factor in ((1, 2), (2, 4), (3, 5))]))
+    assert own.time.mean == pytest.approx(11 / 3)
+    assert own.time.half == pytest.approx(4.302653 * math.sqrt(7 / 3 / 3), rel=1e-5)
+
+
+def test_without_a_common_seed_nothing_is_known():
+    (own,) = ours(made(run(1, 1), run(2, 4)))
+    assert (own.time, own.ensemble) == (None, None)
 
 
 def test_only_what_compares_is_laid_beside():
@@ -173,9 +198,10 @@ def test_only_what_compares_is_laid_beside():
 
 def test_what_is_known_is_told_as_factors_of_one_network():
     measured = {(each.alpha, each.cohorts): each for each in KNOWN}
-    assert measured[0.1, 4].time == pytest.approx(6.84, abs=0.01)
-    assert measured[1.0, 16].ensemble == pytest.approx(0.884 - 0.922)
-    assert (measured[None, 4].time, measured[None, 4].cpu, measured[None, 4].bytes) == (1.9, 1.3, None)
+    assert measured[0.1, 4].time.mean == pytest.approx(6.84, abs=0.01)
+    assert measured[1.0, 16].ensemble.mean == pytest.approx(0.884 - 0.922)
+    assert (measured[None, 4].time.mean, measured[None, 4].cpu.mean, measured[None, 4].bytes) == (1.9, 1.3, None)
+    assert {each.time.half for each in KNOWN} == {None}
 
 
 # In words
@@ -194,6 +220,10 @@ def test_every_cell_is_a_line_of_both_tables():
     assert accuracy.rows[1][1:4] == ["3", "24", "102"]
     assert accuracy.rows[1][6] == "0.900±0.000"
     assert "360±0" in cost.rows[1]
+    own = next(row for row in against.rows if row[0] == "here")
+    assert own[3:8] == ["1.00±0.00x", "0.22±0.00x", "1.00±0.00x", "1.00±0.00x", "-10.0±0.0"]
+    published = next(row for row in against.rows if row[0] == "published")
+    assert published[1:7] == ["skewed", "4", "1.90x", "–", "1.30x", "–"]
     assert all(len(row) == len(part.head) for part in (accuracy, cost, against) for row in part.rows)
 
 
@@ -224,7 +254,8 @@ def test_a_run_that_knows_no_student_has_none():
     bare = {name: told for name, told in unified(0.9).items() if name == "average"}
     found = made(run(1, 1), run(1, 4, unified=bare))
     assert "accuracy_student" not in found.rows[1].figures
-    assert next(iter(ours(found))).student is None
+    own = next(iter(ours(found)))
+    assert (own.student, own.whole_time) == (None, None)
 
 
 def test_rules_that_differ_are_told_and_windows_of_budgets_are_not():

@@ -21,12 +21,13 @@ from node import Context, Protocol, Ref
 from node.cli.main import main
 from node.cli.runs import load_run
 from node.config import DataSection, ExperimentConfig, ModelSection, ProtocolSection, TopologySection, TrainingSection
+from node.daemon.daemon import Daemon
+from node.daemon.nodefile import NodeFile
+from node.daemon.process import keep_freed_memory
+from node.daemon.standing import Phase, Watched
+from node.daemon.state import open_state
 from node.errors import ConfigError, StoreError
-from node.experiment.daemon import Daemon, keep_freed_memory
-from node.experiment.nodefile import NodeFile
 from node.experiment.setup import prepare
-from node.experiment.standing import Phase, Watched
-from node.experiment.state import open_state
 from node.experiment.virtual import run_virtual
 from node.identity import Identity
 from node.learn.tensors import load_model
@@ -94,6 +95,11 @@ class Party:
         self.setup, self.folder, self._stack = setup, folder, stack
         self.daemons, self.tasks = {}, {}
         self.leaving = []
+        self._held = {}
+
+    def release(self, node):
+        """Give up the state folder of a node that has ended, so that it can start again."""
+        self._held[node].close()
 
     def state(self, node):
         return self.folder / f"state-{node}"
@@ -104,7 +110,8 @@ class Party:
             state=self.state(node),
             cards=self.folder / "cards",
         )
-        state = self._stack.enter_context(open_state(settings.state))
+        self._held[node] = self._stack.enter_context(ExitStack())
+        state = self._held[node].enter_context(open_state(settings.state))
         daemon = self.daemons[node] = Daemon(settings, self.setup, state, lambda: self.leaving.append(node))
         self.tasks[node] = asyncio.create_task(daemon.run())
         return daemon
@@ -182,13 +189,27 @@ class TestJoining:
             assert (status["phase"], status["round"], status["peers"]) == (
                 "waiting",
                 None,
-                {"alive": 0, "awaited": 2, "dead": 0},
+                {"alive": 0, "awaited": 2, "suspect": 0, "dead": 0, "left": 0},
             )
             assert await nodes.get(0, "readyz") == (503, "the node is waiting\n")
             assert await nodes.get(0, "healthz") == (200, "ok\n")
             nodes.start(2)
             await nodes.phase(Phase.FINISHED)
             assert await nodes.get(0, "readyz") == (200, "ok\n")
+
+    async def test_a_peer_that_starts_again_elsewhere_is_found(self, tmp_path):
+        async with party(setup(nodes=2, rounds=2), tmp_path) as nodes:
+            for node in range(2):
+                nodes.start(node)
+            await nodes.phase(Phase.FINISHED)
+            before = nodes.daemons[1].standing.address
+            await nodes.stop(1)
+            await until(lambda: nodes.daemons[0].standing.lost)
+            nodes.release(1)
+            nodes.start(1)
+            await nodes.phase(Phase.FINISHED, 1)
+            assert nodes.daemons[1].standing.address != before
+            await until(lambda: not nodes.daemons[0].standing.lost)
 
     async def test_an_old_card_is_no_peer(self, tmp_path):
         """The card of a node that does not run yet, with the address of another time."""
@@ -275,7 +296,7 @@ class TestWhatIsShown:
                 "round": 2,
             }
             assert status.items() >= expected.items()
-            assert status["peers"] == {"alive": 2, "awaited": 0, "dead": 0}
+            assert status["peers"] == {"alive": 2, "awaited": 0, "suspect": 0, "dead": 0, "left": 0}
             assert set(status["versions"]) == {"python", "starling-node", "torch", "pyzmq"}
             assert 0 < status["accuracy"] < 1
             assert status["hash"] == nodes.summary(1)["hash"]
@@ -285,7 +306,12 @@ class TestWhatIsShown:
             assert "starling_round 2.0" in metrics
             assert f"starling_accuracy {status['accuracy']}" in metrics
             assert 'starling_peers{state="alive"} 2.0' in metrics
-            assert 'starling_bytes_total{direction="sent"}' in metrics
+            assert 'starling_messages_total{direction="sent",kind="dpsgd/model/1",peer="2"} 3.0' in metrics
+            assert 'starling_messages_total{direction="received",kind="dpsgd/model/1",peer="0"} 3.0' in metrics
+            assert "starling_train_seconds_count 3.0" in metrics
+            assert "starling_rounds_finished_total 3.0" in metrics
+            assert "starling_checkpoint_age_seconds " in metrics
+            assert 'starling_queue_bytes{queue="send"} 0.0' in metrics
 
     async def test_no_secret(self, tmp_path):
         async with party(setup(nodes=1, rounds=1), tmp_path) as nodes:

@@ -68,10 +68,11 @@ def _task(model, **static):
 
 
 def test_the_experiments_of_the_readme_are_valid():
-    text, robust, private, world = blocks("README.md", "toml")
+    text, robust, private, world, faulty = blocks("README.md", "toml")
     assert validated(tomllib.loads(private), "README.md").privacy.epsilon == 8.0
     assert validated(tomllib.loads(robust), "README.md").aggregation.is_robust
     assert validated(tomllib.loads(world), "README.md").churn.schedule
+    assert [fault.kind for fault in validated(tomllib.loads(faulty), "README.md").faults] == ["restart", "partition"]
     config = validated(tomllib.loads(text), "README.md")
     assert config.nodes == 16
     assert config.clock == "virtual"

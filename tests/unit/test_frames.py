@@ -121,6 +121,7 @@ class TestReceiver:
         receiver, array = Receiver(SMALL_LIMITS), np.arange(size_bytes, dtype=np.uint8)
         receiver.connection(5, b"a")
         receiver.announce(5, memoryview(frames.announce(number, model(1, array).header)))
+        assert list(receiver.give_places(0.0)) == [(5, b"a", number)]
         return receiver, array
 
     def test_chunks_in_order_make_a_message(self):

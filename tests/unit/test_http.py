@@ -1,28 +1,20 @@
-"""A node's HTTP interface: what each path answers, and who may stop a node."""
+"""A node's HTTP interface: what each path answers, and what a server survives."""
 
 import asyncio
 import socket
 
 import aiohttp
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
-from faces import PEERS, STATUS, TOKEN, Shown, served
+from faces import HISTORY, PEERS, STATUS, TOKEN, Shown, served
 from node.errors import ConfigError
-from node.live.http import METRICS_TYPE, HttpServer
-from node.live.metrics import Metrics, Reading
-
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
+from node.live.http import METRICS_TYPE
 
 
 async def get(url, path):
     async with aiohttp.ClientSession() as session, session.get(url + path) as answer:
         return answer.status, await answer.text(), answer.headers["Content-Type"]
-
-
-async def post_stop(url, **headers):
-    async with aiohttp.ClientSession() as session, session.post(f"{url}/stop", headers=headers) as answer:
-        return answer.status
 
 
 async def raw(url, request):
@@ -55,82 +47,40 @@ class TestReading:
             async with aiohttp.ClientSession() as session:
                 assert await (await session.get(f"{url}/status")).json() == STATUS
                 assert await (await session.get(f"{url}/peers")).json() == PEERS
+                assert await (await session.get(f"{url}/history")).json() == HISTORY
             assert await get(url, "/metrics") == (200, "starling_round 3.0\n", METRICS_TYPE)
 
     async def test_nothing_else_is_there(self):
         async with served() as (shown, url):
-            assert (await get(url, "/"))[0] == 404
-            assert (await get(url, "/stop"))[0] == 405
-            assert shown.stops == 0
+            for path in ("/admin.token", "/dashboard.html", "/../state/admin.token", "//"):
+                assert (await get(url, path))[0] == 404
+            for path in ("/pause", "/resume", "/drain", "/stop", "/loglevel"):
+                assert (await get(url, path))[0] == 405
+            assert shown.orders == []
 
     async def test_no_answer_shows_the_token(self):
         async with served() as (_, url):
-            for path in ("/healthz", "/readyz", "/metrics", "/status", "/peers", "/stop", "/admin.token"):
+            for path in ("/", "/healthz", "/readyz", "/metrics", "/status", "/peers", "/history", "/stop"):
                 assert TOKEN not in (await get(url, path))[1]
-
-
-class TestStop:
-    async def test_takes_the_token(self):
-        async with served() as (shown, url):
-            assert await post_stop(url, **BEARER) == 200
-            assert shown.stops == 1
-
-    @pytest.mark.parametrize(
-        "given",
-        [
-            None,
-            "",
-            "Bearer",
-            "Bearer ",
-            f"Bearer {TOKEN}x",
-            f"Bearer {TOKEN[:-1]}",
-            f"Basic {TOKEN}",
-            TOKEN,
-            "Bearer tö",
-        ],
-    )
-    async def test_is_refused_without_it(self, given):
-        async with served() as (shown, url):
-            assert await post_stop(url, **({} if given is None else {"Authorization": given})) == 403
-            assert shown.stops == 0
-
-    @pytest.mark.parametrize(
-        "host", ["evil.example", "evil.example:7601", "", "[", "127.0.0.1.evil.example", "8.8.8.8"]
-    )
-    async def test_is_refused_under_a_strange_name_even_with_the_token(self, host):
-        async with served(hosts=("node-1.example",)) as (shown, url):
-            assert await post_stop(url, **BEARER, Host=host) == 421
-            assert shown.stops == 0
-
-    @pytest.mark.parametrize("host", ["localhost:7601", "127.0.0.1", "[::1]:7601", "node-1.example:7601", "LOCALHOST"])
-    async def test_is_heard_under_a_name_of_its_own(self, host):
-        async with served(hosts=("node-1.example",)) as (shown, url):
-            assert await post_stop(url, **BEARER, Host=host) == 200
-            assert shown.stops == 1
-
-    async def test_may_come_twice(self):
-        async with served() as (shown, url):
-            assert [await post_stop(url, **BEARER) for _ in range(2)] == [200, 200]
-            assert shown.stops == 2
 
 
 class TestServer:
     async def test_a_taken_port_is_one_line(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            server = HttpServer(Shown().face(), TOKEN)
+            server = Shown().server()
             with pytest.raises(ConfigError, match=rf"^admin: 127.0.0.1:{port} cannot be bound: .*port 0 for any"):
                 await server.start("127.0.0.1", port)
             await server.close()
 
     async def test_a_host_that_is_nowhere_is_one_line(self):
-        server = HttpServer(Shown().face(), TOKEN)
+        server = Shown().server()
         with pytest.raises(ConfigError, match=r"^admin: nowhere.invalid:0 cannot be bound"):
             await server.start("nowhere.invalid", 0)
         await server.close()
 
     async def test_ipv6_is_in_brackets(self):
-        server = HttpServer(Shown().face(), TOKEN)
+        server = Shown().server()
         try:
             url = await server.start("::1", 0)
         except ConfigError:
@@ -158,51 +108,26 @@ class TestServer:
                 assert answer.status == 403
             assert shown.stops == 0
 
+    async def test_what_is_wrong_with_a_request_is_not_logged_nor_the_token_in_it(self, capfd, caplog):
+        async with served() as (_, url):
+            request = f"POST /stop HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\x00\r\n\r\n"
+            assert b" 400 " in (await raw(url, request.encode())).split(b"\r\n")[0]
+        assert not caplog.records
+        assert capfd.readouterr().err == ""
 
-READING = Reading(
-    {"round": 7, "accuracy": 0.5},
-    sent=(10, 1000),
-    received=(9, 900),
-    refused={"stranger": 2},
-    peers={"alive": 3, "dead": 1},
-)
+    async def test_a_body_that_is_not_as_its_headers_say(self):
+        async with served() as (shown, url):
+            head = f"POST /loglevel HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+            answer = await raw(url, f"{head}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode())
+            assert b" 400 " in answer.split(b"\r\n")[0]
+            assert shown.orders == []
+            assert (await get(url, "/healthz"))[0] == 200
 
-
-def samples(metrics):
-    families = text_string_to_metric_families(metrics.text().decode())
-    return {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
-
-
-class TestMetrics:
-    def test_names_and_labels(self):
-        found = samples(Metrics(lambda: READING))
-        assert {key: value for key, value in found.items() if "lag" not in key[0]} == {
-            ("starling_round",): 7,
-            ("starling_accuracy",): 0.5,
-            ("starling_messages_total", "sent"): 10,
-            ("starling_messages_total", "received"): 9,
-            ("starling_bytes_total", "sent"): 1000,
-            ("starling_bytes_total", "received"): 900,
-            ("starling_refused_total", "stranger"): 2,
-            ("starling_peers", "alive"): 3,
-            ("starling_peers", "dead"): 1,
-        }
-
-    def test_are_read_anew_each_time(self):
-        rounds = iter([1, 2])
-        metrics = Metrics(lambda: READING._replace(gauges={"round": next(rounds)}))
-        assert [samples(metrics)[("starling_round",)] for _ in range(2)] == [1, 2]
-
-    def test_two_nodes_of_one_process_do_not_mix(self):
-        one, other = (Metrics(lambda n=n: READING._replace(gauges={"round": n})) for n in (1, 2))
-        assert (samples(one)[("starling_round",)], samples(other)[("starling_round",)]) == (1, 2)
-
-    async def test_the_loops_lag_is_seen(self, monkeypatch):
-        monkeypatch.setattr("node.live.metrics._PROBE_S", 0.001)
-        metrics = Metrics(lambda: READING)
-        probing = asyncio.create_task(metrics.probe_lag())
-        while not samples(metrics)[("starling_loop_lag_seconds_count",)]:
-            await asyncio.sleep(0)
-        probing.cancel()
-        found = samples(metrics)
-        assert found[("starling_loop_lag_seconds_bucket", "+Inf")] == found[("starling_loop_lag_seconds_count",)] > 0
+    async def test_a_node_that_fails_to_answer_says_so_and_logs_why(self):
+        async with served() as (shown, url):
+            shown.status = object()
+            with capture_logs() as logs:
+                status, text, _ = await get(url, "/status")
+            assert (status, text) == (500, "the node has failed to answer; its log says why\n")
+            assert [(line["event"], line["path"]) for line in logs] == [("http failed", "/status")]
+            assert (await get(url, "/healthz"))[0] == 200

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.cli import bench_orderings
+from node.cli.bench_bands import KNOWN, bands
 from node.cli.leaderboard import Board
 from node.cli.leaderboard_html import page
 from node.cli.leaderboard_plots import pictures
@@ -25,9 +26,8 @@ PARTITIONS = ("iid", "dirichlet(0.5)", "dirichlet(0.1)", "shards(2)")
 
 
 def record(name, accuracy, partition="iid", seed=0, assumptions=R0, division="closed", status="finished", **more):
-    setting = {"data": "digits", "partition": partition, "clients": 10, "seed": seed, "damage": ""} | {
-        key: more.pop(key) for key in ("data", "clients", "damage") if key in more
-    }
+    keys = ("data", "clients", "damage", "epsilon", "each")
+    setting = asdict(Setting("digits", partition, seed=seed)) | {key: more.pop(key) for key in keys if key in more}
     figures = {"accuracy": accuracy, "up_bytes": 30_088.0, "client_flops": 1e8, "ece": 0.1} | more
     error = None if status == "finished" else "it broke"
     kept = figures if status == "finished" else {}
@@ -105,6 +105,14 @@ def test_settings_that_are_compared_have_the_same_seeds():
 
 
 # Ranks
+
+
+def test_where_only_others_have_results_is_nobodys_rank(board):
+    before = {each.name: (each.rank, each.is_best) for each in board.entries}
+    more = record("theirs", 0.99, "dirichlet(0.3)", division="open")
+    after = {each.name: (each.rank, each.is_best) for each in Board([*small(), more]).entries}
+    assert {name: after[name] for name in before} == before
+    assert any(rank is not None for rank, _ in before.values())
 
 
 def test_only_the_closed_division_is_ranked(board):
@@ -374,6 +382,75 @@ def test_what_is_not_measured_is_told_so():
     text = "\n".join(bench_orderings.lines(found))
     assert "not measured (0 of 5 seeds)" in text
     assert len(text.splitlines()) == len(found) + 1
+
+
+# Curves
+
+
+def test_as_many_samples_for_each_is_a_curve_of_its_own():
+    title = "Accuracy by the number of clients"
+    made = small()
+    for clients in (5, 10, 20):
+        made += [record(name, 0.5, "dirichlet(0.1)", clients=clients, each=20) for name in ("average", "labels")]
+    assert f"{title}, 20 samples each" in titles(made)
+    assert title not in titles(made)
+
+
+def test_areas_are_means_over_what_is_lost():
+    made = [record("average", 0.9 - 0.1 * count, "iid", damage=f"drop {count}") for count in (1, 3)]
+    (picture,) = [each for each in pictures(Board([*small(), *made])) if each.title == "Accuracy by dropped clients"]
+    assert "average 0.750" in picture.caption  # 0.9 at none, on a line to 0.6 at three
+    assert "ties" not in picture.caption
+
+
+def test_deadlines_end_where_nobody_is_late():
+    made = [record("average", 0.5, "iid", damage=f"deadline {percentile}") for percentile in (50, 80)]
+    assert "Accuracy by deadline" in titles([*small(), *made])
+    assert "Accuracy by deadline" not in titles(small())
+
+
+def test_damage_has_panels_for_who_is_missing_and_for_who_lies():
+    made = [record("average", 0.42, damage=damage) for damage in ("owner 1", "over-claim 1")]
+    text = page(Board([*small(), *made]), [])
+    missing, lie = text.index("Clients are missing"), text.index("Clients lie")
+    assert missing < text.index("N=10, owner 1") < lie < text.index("N=10, over-claim 1")
+
+
+# Bands
+
+
+def test_every_figure_that_is_known_has_its_width():
+    found = {(name, place): (mean, width) for name, place, mean, width in bands()}
+    assert found["centralised", "iid"] == (96.9, pytest.approx(4.2))
+    assert found["mean client", "shards(2)"] == (24.4, 3)
+    assert ("Fisher", "shards(2)") not in found
+    assert all(len(figures.split()) == 4 for figures in KNOWN.values())
+
+
+def test_a_band_is_of_the_mean():
+    def status(accuracy):
+        made = [record("mean client", accuracy, "shards(2)", seed, "", "reference") for seed in range(5)]
+        (verdict,) = [
+            each
+            for each in bench_orderings.verdicts(Board(made))
+            if (each.first, each.second, each.place) == ("mean client", "", "shards(2)")
+        ]
+        assert verdict.claim == "mean client"
+        assert str(verdict.bound) == "24.4 ± 3"
+        return verdict.status
+
+    assert [status(accuracy) for accuracy in (0.215, 0.274, 0.213, 0.275)] == ["holds", "holds", "FAILS", "FAILS"]
+
+
+def test_who_must_be_the_same_everywhere():
+    def status(there):
+        made = [record("ridge", 0.9, "iid", seed) for seed in range(5)]
+        made += [record("ridge", there if seed == 3 else 0.9, "shards(2)", seed) for seed in range(5)]
+        found = bench_orderings.verdicts(Board(made))
+        return next(each.status for each in found if (each.second, each.place) == ("ridge under iid", "shards(2)"))
+
+    assert status(0.9) == "holds"
+    assert status(0.9025) == "FAILS"
 
 
 def test_settings_of_records_are_whole():

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node import durable
 from node.config import PrivacySection
 from node.errors import BudgetSpent, ConfigError, Corrupt, StoreError
-from node.live import durable
 from node.live.spending import Spending
 from node.privacy import budget
 from node.privacy.budget import NodeAccountant

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from node.config import DataSection, ExperimentConfig
+from node.daemon.cards import CardFolder, network_of
+from node.daemon.state import open_state
 from node.errors import ConfigError, TransportError
-from node.experiment.cards import CardFolder, network_of
-from node.experiment.state import open_state
 from node.identity import Card, Identity
 
 ALICE, BOB = Identity.generate(), Identity.generate()

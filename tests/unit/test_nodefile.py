@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from node.daemon.nodefile import Address, NodeFile, load_node
 from node.errors import ConfigError
-from node.experiment.nodefile import Address, NodeFile, load_node
 
 EXPERIMENT = 'name = "tiny"\nnodes = 3\nclock = "virtual"\n[topology]\nkind = "full"\n'
 

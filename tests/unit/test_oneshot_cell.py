@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,6 +161,17 @@ def test_entrants_of_a_setting_share_its_training(figures, folder):
     assert any(kind == "train" for _, kind, _, _ in seen)  # its virtual time passes all the same
 
 
+def test_damage_changes_nobodys_training(tmp_path):
+    solve(cell(), tmp_path)
+    (shared,) = tmp_path.iterdir()
+    trained = sum(path.stat().st_size for path in shared.iterdir())
+    hit = solve(cell(setting=replace(SETTING, damage="drop 1")), tmp_path)
+    assert [*tmp_path.iterdir()] == [shared]
+    added = sum(path.stat().st_size for path in shared.iterdir()) - trained
+    assert added < trained / 2  # the mean of the others, and no model of theirs
+    assert hit["figures"] == solve(cell(setting=replace(SETTING, damage="drop 1")), tmp_path / "anew")["figures"]
+
+
 def test_a_cell_is_the_same_to_the_digit_with_and_without_a_cache(tmp_path):
     one, other = solve(cell("ties"), tmp_path / "a"), solve(cell("ties"), tmp_path / "b")
     again = solve(cell("ties"), tmp_path / "a")
@@ -172,6 +184,29 @@ def test_what_is_kept_is_read_back(tmp_path, folder):
     assert kept(cell(), tmp_path) == record
     assert kept(cell("ties"), tmp_path) is None
     assert kept(cell(setting=Setting("digits", "iid", 4)), tmp_path) is None
+
+
+def test_settings_that_are_one_experiment_are_kept_apart(tmp_path, folder):
+    """All data in one place have nobody to lose, and stay what they are wherever others lose somebody."""
+    whole = cell("centralised", SETTING)
+    hit = replace(whole, setting=replace(SETTING, damage="drop 1"))
+    assert whole.config() == hit.config()
+    for each in (whole, hit):
+        keep(each, solve(each, folder), tmp_path)
+    assert [kept(each, tmp_path)["setting"]["damage"] for each in (whole, hit)] == ["", "drop 1"]
+
+
+def test_a_cell_of_a_file_is_solved_again_when_that_has_changed(tmp_path):
+    path, folder = tmp_path / "own.csv", tmp_path / "cells"
+    folder.mkdir()
+    own = cell(setting=Setting(str(path), "iid", 4))
+    path.write_text("a,label\n1,0\n2,1\n")
+    keep(own, {"status": "finished"}, folder)
+    assert kept(own, folder) == {"status": "finished"}
+    path.write_text("a,label\n1,0\n2,1\n3,1\n")
+    assert kept(own, folder) is None
+    path.unlink()
+    assert kept(own, folder) is None
 
 
 def test_half_a_file_counts_as_none(tmp_path, folder):

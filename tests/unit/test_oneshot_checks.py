@@ -106,6 +106,28 @@ class DeclaredTraining(Training):
     declares = Assumptions(own_training=True)
 
 
+class Long(Average):
+    """Says more of samples than there are classes."""
+
+    def predict(self, state, features, assets):
+        said = super().predict(state, features, assets)
+        return torch.cat([said, said], 1)
+
+
+class Mute(Average):
+    """A model of no numbers."""
+
+    def finish(self, state, assets):
+        return torch.full_like(state[:-1], torch.nan)
+
+
+class Silent(Algorithm):
+    """Does not say what it assumes."""
+
+    def aggregate(self, uploads, assets):
+        return uploads[0].model
+
+
 class Unfinished(Algorithm):
     declares = Assumptions()
 
@@ -144,6 +166,25 @@ def test_more_than_is_allowed_is_refused_before_anything_runs(tables, says):
 
 
 @pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"protocol": {"algorithm": "pfnm"}, "model": {"hidden": [12, 8]}}, "allowed: 'mlp' with one hidden layer"),
+        ({"protocol": {"algorithm": "weight-matching"}, "model": {"name": "resnet8"}}, "units of 'resnet8' cannot be"),
+        ({"protocol": {"algorithm": "ot-fusion"}, "model": {"name": "resnet8"}}, "for it has a _Block; allowed: "),
+    ],
+)
+def test_networks_that_cannot_be_matched_are_refused_before_anything_runs(tables, says):
+    found = refused(**tables)
+    assert found.startswith("model.name: ")
+    assert says in found
+
+
+@pytest.mark.parametrize("algorithm", ["pfnm", "weight-matching", "ot-fusion"])
+def test_networks_that_can_be_are_not(algorithm):
+    assert checked(protocol={"algorithm": algorithm}).model.name == "mlp"
+
+
+@pytest.mark.parametrize(
     ("protocol", "says"),
     [
         ({"algorithm": "avrage"}, "'avrage' is unknown; did you mean 'average'?"),
@@ -169,6 +210,7 @@ def test_wrong_names_and_options_are_refused(protocol, says):
         (Shouting, "uploads models, which it has not declared; declare reveals='model', or sends_model = False"),
         (Training, "declare own_training=True"),
         (Unfinished, "lacks aggregate"),
+        (Silent, "does not say what it assumes; declares = Assumptions(...)"),
     ],
 )
 def test_an_upload_that_is_not_declared_is_refused(kind, says):
@@ -206,6 +248,17 @@ def test_what_is_not_declared_is_not_handed_over(tables, says):
 def test_what_is_declared_is(tables):
     run = Run(nodes=3, **tables)
     assert (run.summary["status"], run.summary["error"]) == ("finished", None)
+
+
+def test_answers_of_another_shape_are_told():
+    run = Run(**own(Long))
+    assert run.summary["status"] == "failed"
+    assert f"{__name__}:Long: predict gives [360, 20]; asked for: [360, 10]" in run.summary["error"]
+
+
+def test_a_predictor_that_says_no_numbers_is_never_right():
+    run = Run(**own(Mute))
+    assert run.metric("accuracy") == run.metric("macro_f1") == run.metric("recall_0") == 0
 
 
 def test_the_summary_says_what_was_assumed():

@@ -5,7 +5,7 @@ import torch
 
 from node.learn.models import Dense
 from node.learn.oneshot.catalogue import configured
-from node.learn.oneshot.datafree import DENSE, CoBoosting, DataFree, is_standardised, reweighted
+from node.learn.oneshot.datafree import DENSE, CoBoosting, DataFree, is_standardised, reweighted, together
 from node.learn.oneshot.ensembles import ProbabilityEnsemble
 from node.learn.training import SGD
 from node.learn.unify.generation import Generator, Teachers, best_batch, learn
@@ -147,3 +147,28 @@ def test_hard_samples_and_better_weights_are_worth_ten_points_on_digits():
     assert boosted > dense + 10
     assert together > dense + 15
     assert boosted == pytest.approx(68.8, abs=3 * 6.2)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_weights_count_against_each_other_and_not_by_their_sum(small, scale):
+    """Otherwise the models would grow surer with every step, whoever is right."""
+    teachers, (features, labels) = Teachers(MLP, small.models), small.data[0]
+    weights = torch.tensor([0.2, 0.5, 0.1])
+    assert torch.allclose(
+        together(teachers, features, weights), together(teachers, features, scale * weights), atol=1e-5
+    )
+    moved = [
+        reweighted(teachers, each, features, labels, 1e-3) - each for each in (weights / 10, scale * weights / 100)
+    ]
+    assert torch.equal(moved[0].sign(), moved[1].sign())
+
+
+def test_weights_are_never_all_nothing(small):
+    teachers, (features, labels) = Teachers(MLP, small.models), small.data[0]
+    weights = torch.full((3,), 0.3)
+    for _ in range(20):
+        weights = reweighted(teachers, weights, features, labels, 0.5)
+        assert 0 < float(weights.sum()) <= 3
+        assert torch.isfinite(together(teachers, features, weights)).all()
+    alone = Teachers(MLP, small.models[:1])
+    assert float(reweighted(alone, torch.ones(1), features, labels, 2.0)) == 1.0

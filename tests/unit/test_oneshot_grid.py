@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import pytest
 
+from node.cli.bench_bands import bands
 from node.cli.bench_orderings import CLAIMS
 from node.errors import ConfigError
-from node.experiment.oneshot_grid import CENTRAL, REFERENCES, Cell, Entrant, Setting, damaged, divided
-from node.experiment.oneshot_presets import ENTRANTS, entrants, preset
+from node.experiment.oneshot_grid import CENTRAL, REFERENCES, Cell, Entrant, Setting, divided, held
+from node.experiment.oneshot_presets import ENTRANTS, VARIANTS, entrants, preset
 from node.learn.oneshot.catalogue import configured, known
 
 MEAN = Entrant("mean", "average")
@@ -50,6 +54,38 @@ def test_too_few_samples_for_many_clients_are_no_reason_to_draw_anew():
     assert "least_samples" not in divided(Setting("breast_cancer", "dirichlet(0.1)"))
 
 
+# Data
+
+
+def test_known_divisions_are_those_of_digits_among_ten_clients():
+    assert config(partition="shards(2)").data.division
+    assert not config(partition="quantity(0.5)").data.division
+    assert not config(clients=20).data.division
+    assert not config(data="breast_cancer").data.division
+    assert held(Setting("digits", "dirichlet(0.1)")).sum() == 1197
+
+
+@pytest.mark.parametrize("clients", [5, 10, 50])
+def test_as_many_samples_for_each_however_many_clients(clients):
+    setting = Setting("digits", "dirichlet(0.1)", clients, each=20)
+    assert held(setting).sum() == 20 * clients
+    assert setting.block == f"digits dir[class](0.1) N={clients} of 20"
+    made = config(partition="iid", clients=clients, each=20)
+    assert made.public.samples == 200
+    assert made.data.test_fraction > 0.2
+
+
+def test_more_samples_for_each_than_there_are_is_refused():
+    with pytest.raises(ConfigError, match="data digits: 2000 samples for all clients together: there are 1197"):
+        config(clients=100, each=20)
+
+
+def test_settings_that_leave_something_out_are_not_ranked():
+    assert Setting("digits", "iid").is_plain
+    assert not Setting("digits", "iid", each=20).is_plain
+    assert not Setting("digits", "iid", damage="owner 1").is_plain
+
+
 # Damage
 
 
@@ -59,24 +95,16 @@ def test_dropped_clients_leave_before_they_upload():
     assert all(1 <= event.node <= 10 and event.time_s == 0 and event.what == "leave" for event in events)
 
 
-def test_who_is_hit_follows_from_the_seed_and_grows():
-    one, three = ({event.node for event in config(damage=f"drop {count}").churn.schedule} for count in (1, 3))
-    others = [{event.node for event in config(damage="drop 1", seed=seed).churn.schedule} for seed in range(6)]
-    assert one < three
-    assert any(other != one for other in others)
+def test_a_deadline_is_a_quorum_beside_the_algorithm():
+    made = config(damage="deadline 80")
+    assert made.protocol.options == {"algorithm": "average", "options": {}, "quorum": 8}
 
 
-def test_liars_are_attackers():
-    (section,) = config(damage="sign-flip 2").attackers
-    assert section.kind == "byzantine"
-    assert section.options["attack"] == "sign-flip"
-    assert len(section.nodes) == 2
-
-
-@pytest.mark.parametrize("damage", ["drop", "drop 0", "drop 10", "3 drop", "drop -1"])
-def test_other_damage_is_refused(damage):
-    with pytest.raises(ConfigError, match=r"damage: .* allowed: drop N"):
-        damaged(Setting("digits", "iid", damage=damage))
+def test_who_has_another_protocol_has_no_deadline():
+    settings = [Setting("digits", "iid", damage=damage) for damage in ("deadline 50", "over-claim 1", "drop 1")]
+    chosen = replace(preset("orderings"), main=tuple(settings))
+    fens = entrants(["FENS"])[len(REFERENCES) :]
+    assert [cell.setting.damage for cell in chosen.cells(fens)] == ["drop 1"]
 
 
 def test_data_in_one_place_has_nobody_to_lose():
@@ -142,6 +170,7 @@ def test_other_data_and_seeds():
     assert {setting.data for setting in chosen.main} == {"wine", "iris.npz"}
     assert {setting.seed for setting in chosen.main} == {0, 1, 2}
     assert {setting.data for setting in chosen.beside} == {"wine"}
+    assert not any(setting.each for setting in chosen.beside)
     assert max(setting.seed for setting in preset("full", seeds=1).beside) == 0
 
 
@@ -156,6 +185,25 @@ def test_orderings_are_of_five_seeds_of_everybody():
 def test_no_cell_is_there_twice(name):
     cells = [(cell.entrant.name, cell.setting) for cell in preset(name).cells(entrants())]
     assert len(cells) == len(set(cells))
+
+
+def test_damage_of_presets_is_damage():
+    for name in ("small", "full"):
+        for setting in preset(name).beside:
+            Cell(MEAN, setting).config()
+
+
+def test_figures_are_known_of_rows_that_there_are():
+    names = {entrant.name for entrant in entrants(variants=VARIANTS)}
+    assert {name for name, *_ in bands()} <= names
+
+
+def test_variants_are_rows_where_they_are_asked_for():
+    names = {entrant.name for entrant in VARIANTS}
+    assert not names & {entrant.name for entrant in entrants()}
+    assert names <= {entrant.name for entrant in entrants(variants=VARIANTS)}
+    assert [entrant.name for entrant in entrants(["FedKD alike"])][-1] == "FedKD alike"
+    assert preset("orderings").variants == VARIANTS
 
 
 def test_an_unknown_preset_is_refused():
@@ -197,6 +245,27 @@ def test_rows_by_name_by_algorithm_and_by_class():
         "average",
         "node.learn.oneshot.averaging:Average",
     ]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("import nowhere_at_all", "No module named"), ("1 / 0", "ZeroDivisionError"), ("", "has no 'Mine'")],
+)
+def test_a_row_of_a_module_that_cannot_be_had_is_refused_in_one_line(tmp_path, monkeypatch, code, says):
+    name = f"row_{len(code)}_long"
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=says) as caught:
+        entrants([f"{name}:Mine"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_may_be_a_class_of_the_current_folder(tmp_path, monkeypatch):
+    code = "from node.learn.oneshot.averaging import Average\n\n\nclass Mine(Average):\n    pass\n"
+    (tmp_path / "row_of_this_folder.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    assert entrants(["row_of_this_folder:Mine"])[-1].algorithm == "row_of_this_folder:Mine"
 
 
 def test_an_unknown_row_is_refused_with_the_nearest():

@@ -169,7 +169,7 @@ def test_a_claim_that_was_cut_is_how_much_a_client_counts():
     parts = {name: uploads[2].part(name) for name in own.parts(world.task, claimed)}
     cut = [count // 5 for count in claimed]
     uploads[2] = Upload("it", own.declares, 3, None, parts, sum(cut), cut, 0.0)
-    drawn = dict(own._drawn(uploads[2], world.assets(own)))
+    drawn = dict(own._drawn(uploads[2], 1.0, world.assets(own)))
     assert {label: len(features) for label, features in drawn.items()} == {
         label: cut[label] for label, count in enumerate(claimed) if count
     }
@@ -225,7 +225,7 @@ def test_the_result_follows_from_the_seed_and_not_from_who_else_is_there():
     assert torch.equal(world.aggregated(own), world.aggregated(own))
     uploads = world.uploads(own)
     assets = [world.assets(own).beside(uploads[3].client) for _ in range(2)]
-    one, other = (dict(own._drawn(uploads[3], each)) for each in assets)
+    one, other = (dict(own._drawn(uploads[3], 1.0, each)) for each in assets)
     assert all(np.array_equal(one[label], other[label]) for label in one)
 
 
@@ -244,6 +244,13 @@ def test_a_run_of_clients_that_lack_classes():
 def test_a_claim_of_a_hundred_times_as_much_does_not_stop_it():
     options = {"algorithm": "fedpft", "options": {"units": 20, "steps": 50}, "most_samples": 60}
     run = Run(protocol=options, mods=[mod("Changing", 1, what="claims", factor=100)])
+    assert (run.summary["status"], run.missing) == ("finished", {})
+
+
+@pytest.mark.parametrize("factor", [10**9, 2**55])
+def test_no_more_is_drawn_than_the_head_learns_from_whatever_is_claimed(factor):
+    options = {"algorithm": "fedpft", "options": {"units": 20, "steps": 50}}
+    run = Run(protocol=options, mods=[mod("Changing", 1, what="claims", factor=factor)])
     assert (run.summary["status"], run.missing) == ("finished", {})
 
 

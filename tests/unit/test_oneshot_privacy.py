@@ -94,15 +94,27 @@ def test_the_aggregator_can_tell_members_from_an_upload(algorithm):
 
 @pytest.mark.parametrize(
     ("protocol", "attacked"),
-    [({"upload": "float16"}, 6), ({"upload": "int8"}, 0), ({"algorithm": "fisher"}, 6)],
+    [({"upload": "float16"}, 6), ({"upload": "int8"}, 6), ({"algorithm": "fisher"}, 6), ({"algorithm": "ridge"}, 0)],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )
-def test_models_are_attacked_and_statistics_are_not(protocol, attacked):
-    """A byte a parameter is no weight that the attack could read: it finds nothing to attack."""
+def test_models_are_attacked_in_any_precision_and_statistics_are_not(protocol, attacked):
     curious = {"attackers": [{"kind": "membership", "nodes": [0], "most": 20, "final": False}]}
     run = Run(protocol=protocol, **IID, **curious)
     assert run.summary["status"] == "finished"
     assert len(run.summary["attacks"]["messages"]) == attacked
+
+
+def test_a_byte_a_parameter_gives_away_as_much_as_four():
+    learned = {"training": {"local_steps": 200}, "nodes": 13, **IID}
+    curious = {"attackers": [{"kind": "membership", "nodes": [0], "most": 12, "final": False}]}
+    found = [
+        Run(protocol={"upload": upload}, **learned, **curious).summary["attacks"]["messages"]
+        for upload in ("float32", "int8")
+    ]
+    assert [message["victim"] for message in found[0]] == [message["victim"] for message in found[1]]
+    fine, coarse = ([message["membership_auc"] for message in messages] for messages in found)
+    assert fine != coarse
+    assert coarse == pytest.approx(fine, abs=0.05)
 
 
 def test_noise_hides_members():

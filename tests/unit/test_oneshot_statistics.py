@@ -304,3 +304,77 @@ def test_measuring_is_counted_as_the_products_that_it_takes():
     own, task = built("ridge", units=30), untrained("iid", 0).world.task
     assert own.measuring_flops(task, 5) == 2 * 5 * math.prod(task.shape) * 30 + 5 * 30**2
     assert own.aggregation_flops(task, 7, 0) > 30**3 / 3
+
+
+# Sums that somebody else adds up
+
+
+def test_the_pairwise_form_of_afl_gives_what_the_sum_does():
+    """Clients' own solutions, each with a penalty, put together one by one; N times the penalty is taken out again."""
+    own, world = built("ridge", numbers="float64", units=15, penalty=0.2), untrained("dirichlet-0.1", 0).world
+    pieces = []
+    for features, labels in world.data:
+        inputs = own.features(features, world.assets(own)).numpy()
+        inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], 1)
+        moments = inputs.T @ inputs + 0.2 * np.eye(16)
+        pieces.append((moments, np.linalg.solve(moments, inputs.T @ np.eye(10)[labels.numpy()])))
+    total, merged = pieces[0]
+    for moments, weights in pieces[1:]:
+        total, merged = total + moments, np.linalg.solve(total + moments, total @ merged + moments @ weights)
+    once = total - (CLIENTS - 1) * 0.2 * np.eye(16)
+    expected = np.linalg.solve(once, total @ merged)
+    assert np.allclose(own.aggregate(world.uploads(own), world.assets(own)).view(10, -1).numpy().T, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_masks_cancel_out_of_is_the_same_head(kind):
+    """Additive sums: with secure aggregation nobody sees a client's own, and the head stays what it is."""
+    own, world, uploads = small(kind, "dirichlet-0.1")
+    assets, nothing = world.assets(own), own.nothing(world.task)
+    told = [own.add(nothing, upload, assets) for upload in uploads]
+    chance = torch.Generator().manual_seed(7)
+    masks = [torch.randn(len(nothing), generator=chance, dtype=torch.float64) for _ in uploads]
+    hidden = [each + mask - masks[i - 1] for i, (each, mask) in enumerate(zip(told, masks, strict=True))]
+    assert not any(close(mine, plain, 1e-3) for mine, plain in zip(hidden, told, strict=True))
+    plain = own.finish(torch.stack(told).sum(0), assets)
+    assert close(own.finish(torch.stack(hidden).sum(0), assets), plain, 1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("copies", [2, 5])
+def test_clients_that_hold_the_same_are_one_with_more_samples(kind, copies):
+    """But for the penalty, which counts for less: the head of copies is that of one with a share of it."""
+    key = {"ridge": "penalty", "total": "shrinkage", "within": "shrinkage"}.get(kind)
+    alone = untrained("iid", 0).world
+    alone = alone._replace(data=alone.data[:1], models=alone.models[:1])
+    copied = alone._replace(data=alone.data * copies, models=alone.models * copies)
+    one = built(kind, units=12, numbers="float64", **({key: 0.3} if key else {}))
+    # Moments are sums, so that their penalty is shared; a covariance is a mean, and its shrinkage is not.
+    many = built(kind, units=12, numbers="float64", **({key: 0.3 * (copies if kind == "ridge" else 1)} if key else {}))
+    assert close(
+        many.aggregate(copied.uploads(many), copied.assets(many)),
+        one.aggregate(alone.uploads(one), alone.assets(one)),
+        1e-9,
+    )
+
+
+@pytest.mark.parametrize(("kind", "key"), [("ridge", "penalty"), ("total", "shrinkage"), ("within", "shrinkage")])
+def test_a_larger_penalty_makes_smaller_weights(kind, key):
+    world = untrained("dirichlet-0.5", 0).world
+    norms = []
+    for size in (1e-3, 1.0, 1e3):
+        own = built(kind, units=15, **{key: size})
+        norms.append(float(own.aggregate(world.uploads(own), world.assets(own)).view(10, -1)[:, :-1].norm()))
+    assert norms == sorted(norms, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "total"])
+def test_who_is_left_is_as_good_as_all_their_samples_in_one_place(kind):
+    """Three of ten clients lost: by what is lost with them, and not by how it was divided."""
+    own, found = built(kind, units=100), untrained("dirichlet-0.1", 1)
+    rest = found.world._replace(data=found.world.data[3:], models=found.world.models[3:])
+    pooled = tuple(torch.cat(parts) for parts in zip(*rest.data, strict=True))
+    central = rest._replace(data=[pooled], models=rest.models[:1])
+    left, together = (world.accuracy(own, found.features, found.labels) for world in (rest, central))
+    assert left == pytest.approx(together, abs=0.5)
+    assert left <= found.accuracy(own) + 0.5

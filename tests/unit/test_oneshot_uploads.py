@@ -129,6 +129,8 @@ def test_an_aggregator_that_comes_back_asks_for_uploads_again(whole, algorithm):
         ({"what": "negative"}, "malformed"),
         ({"what": "number"}, "unsound"),
         ({"what": "number", "value": math.inf}, "unsound"),
+        ({"what": "number", "value": -1e30}, "unsound"),
+        ({"what": "number", "value": 1.01e15}, "unsound"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )
@@ -169,6 +171,23 @@ def test_late_uploads_lead_to_another_predictor_where_that_is_asked_for(whole, a
     assert run.models.get(0) == whole.models.get(0)
 
 
+@pytest.mark.parametrize("algorithm", ["ridge", "gaussian-head", "prototypes"])
+@pytest.mark.parametrize("value", [-1e30, 3e38])
+def test_absurd_parts_are_unsound_and_the_rest_makes_a_predictor(algorithm, value):
+    run = Run(
+        protocol={"algorithm": algorithm, "reveal": "statistics"},
+        mods=[mod("Changing", 5, what="absurd_parts", value=value)],
+    )
+    assert run.missing == {"unsound": [5]}
+    assert math.isfinite(run.metric("loss"))
+
+
+def test_an_aggregator_that_is_gone_for_good_is_named():
+    run = Run(churn={"schedule": [{"time_s": 0.0, "node": 0, "what": "leave"}]})
+    assert run.summary["status"] == "failed"
+    assert run.summary["error"] == "node 0, the aggregator, is gone before it has ended: away since 0 s"
+
+
 def test_late_uploads_that_never_come_end_nothing_later(algorithm):
     options = {"algorithm": algorithm, "deadline_s": 2.0, "incremental": True}
     run = Run(protocol=options, **crash(0.001, 2, 3), mods=[mod("Changing", 4, what="shape")])
@@ -181,6 +200,12 @@ def test_nothing_that_counts_is_an_error_that_names_everybody():
     assert run.summary["status"] == "failed"
     assert "no upload counts" in run.summary["error"]
     assert "1 malformed, 2 unsound" in run.summary["error"]
+
+
+def test_an_error_about_nobody_tells_who_is_gone_from_who_was_not_heard():
+    run = Run(protocol={"deadline_s": 2.0}, **crash(0.001, *range(1, NODES)))
+    assert run.summary["status"] == "failed"
+    assert "1 gone, 2 gone, " in run.summary["error"]
 
 
 @pytest.mark.parametrize(

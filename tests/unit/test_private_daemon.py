@@ -4,8 +4,8 @@ import asyncio
 import json
 
 from node.config import ExperimentConfig
+from node.daemon.standing import Phase
 from node.experiment.setup import prepare
-from node.experiment.standing import Phase
 from node.live.metrics import Metrics, Reading
 from node.privacy.budget import NodeAccountant
 from test_daemon import WAIT_S, party
@@ -46,11 +46,12 @@ async def test_status_and_metrics_show_no_epsilon_alone(tmp_path):
     status = json.loads(status)
     assert status["epsilon"] == epsilon
     assert status["privacy"].startswith(f"({epsilon:.4g}, 1e-05)-DP per record, add-remove, against T3")
-    labels = 'adjacency="add_remove",conversion="rdp",delta="1e-05",unit="record",view="T3"'
-    [line] = [line for line in metrics.splitlines() if line.startswith("starling_epsilon")]
+    labels = 'adjacency="add_remove",conversion="rdp",delta="1e-05",mechanism="record",unit="record",view="T3"'
+    [line] = [line for line in metrics.splitlines() if line.startswith("starling_privacy_epsilon")]
     name, _, value = line.rpartition(" ")
-    assert ",".join(sorted(name.removeprefix("starling_epsilon{").removesuffix("}").split(","))) == labels
+    assert ",".join(sorted(name.removeprefix("starling_privacy_epsilon{").removesuffix("}").split(","))) == labels
     assert float(value) == epsilon
+    assert 'starling_privacy_delta{mechanism="record"} 1e-05' in metrics
     summary = nodes.summary(0)
     assert summary["privacy"]["epsilon"] == {"mean": epsilon, "max": epsilon}
 
@@ -80,5 +81,5 @@ async def test_a_node_whose_budget_is_spent_ends_as_failed(tmp_path):
 
 
 def test_a_gauge_without_a_meaning_is_as_it_was():
-    reading = Reading({"round": 3.0}, (0, 0), (0, 0), {}, {})
+    reading = Reading({"round": 3.0})
     assert b"\nstarling_round 3.0\n" in Metrics(lambda: reading).text()

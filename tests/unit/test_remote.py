@@ -1,4 +1,4 @@
-"""``starling status``, ``peers`` and ``stop``: what they print, and their exit codes."""
+"""``starling status`` and ``peers``, ``pause``, ``resume``, ``drain`` and ``stop``: what they print and exit with."""
 
 import asyncio
 import json
@@ -6,8 +6,9 @@ import json
 import pytest
 from aiohttp import web
 
-from faces import PEERS, STATUS, TOKEN, served
+from faces import STATUS, TOKEN, served
 from node.cli.main import main
+from node.cli.remote import as_table
 
 
 async def starling(*arguments):
@@ -51,11 +52,37 @@ async def test_status_as_json(capsys):
 
 
 async def test_peers(capsys):
-    async with served() as (_, url):
+    async with served() as (shown, url):
+        shown.peers = [
+            {
+                "node": 1,
+                "state": "alive",
+                "since_s": 7.4,
+                "rtt_s": 0.00123,
+                "address": "tcp://127.0.0.1:7600",
+                "role": "learner",
+            },
+            {"node": 20, "state": "suspect", "since_s": 200_000.0, "rtt_s": None, "address": None, "role": None},
+            {"node": 3, "state": "awaited", "address": None},
+        ]
         assert await starling("peers", "--node", url) == 0
-        assert capsys.readouterr().out.split() == ["1", "alive", "tcp://127.0.0.1:7600", "2", "dead", "-"]
+        assert capsys.readouterr().out.splitlines() == [
+            "NODE  STATE    SINCE     RTT  ADDRESS               ROLE",
+            "   1  alive      7 s  1.2 ms  tcp://127.0.0.1:7600  learner",
+            "  20  suspect    2 d       -  -                     -",
+            "   3  awaited      -       -  -                     -",
+        ]
         assert await starling("peers", "--node", url, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == PEERS
+        assert json.loads(capsys.readouterr().out) == shown.peers
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.0, "59 s"), (60.0, "1 min"), (3_599.0, "59 min"), (3_660.0, "1 h 01 min"), (172_800.0, "2 d")],
+)
+def test_how_long_since(seconds, text):
+    table = as_table([{"node": 1, "state": "alive", "since_s": seconds}])
+    assert f" {text} " in table.splitlines()[1]
 
 
 async def test_no_peers(capsys):
@@ -65,11 +92,27 @@ async def test_no_peers(capsys):
     assert capsys.readouterr().out == "no peers\n"
 
 
-async def test_stop(capsys, token_file):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("pause", "pauses"),
+        ("resume", "trains on"),
+        ("drain", "finishes its round and leaves"),
+        ("stop", "stops"),
+    ],
+)
+async def test_orders(capsys, token_file, what, said):
     async with served() as (shown, url):
-        assert await starling("stop", "--node", url, "--token-file", token_file) == 0
-        assert shown.stops == 1
-    assert capsys.readouterr().out == f"{url} stops\n"
+        assert await starling(what, "--node", url, "--token-file", token_file) == 0
+        assert shown.orders == [what]
+    assert capsys.readouterr().out == f"{url} {said}\n"
+
+
+async def test_what_a_node_will_not_do_now(capsys, token_file):
+    async with served() as (shown, url):
+        shown.is_leaving = True
+        assert await starling("resume", "--node", url, "--token-file", token_file) == 3
+    assert capsys.readouterr().err == f"starling: {url}: the node is leaving\n"
 
 
 async def test_stop_with_the_default_token_file(monkeypatch, tmp_path):
@@ -90,13 +133,14 @@ async def test_stop_with_the_default_token_file(monkeypatch, tmp_path):
         (None, "cannot be read"),
     ],
 )
-async def test_stop_without_the_token(capsys, tmp_path, content, said):
+@pytest.mark.parametrize("what", ["pause", "resume", "drain", "stop"])
+async def test_no_order_without_the_token(capsys, tmp_path, what, content, said):
     path = tmp_path / "token"
     if content is not None:
         path.write_text(content)
     async with served() as (shown, url):
-        assert await starling("stop", "--node", url, "--token-file", path) == 2
-        assert shown.stops == 0
+        assert await starling(what, "--node", url, "--token-file", path) == 2
+        assert shown.orders == []
     complaint = capsys.readouterr().err
     assert said in complaint
     assert complaint.count("\n") == 1

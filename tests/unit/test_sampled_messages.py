@@ -44,7 +44,7 @@ def _nothing_is_computed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "record", lambda *_: None)
         patch.setattr(sampling, "seen_in", lambda ctx, sender, message, *_: [Seen(sender, message, 0)])
-        patch.setattr(sampling, "_models", lambda message: [message])
+        patch.setattr(sampling, "_models", lambda message, scene: [message])
         yield
 
 

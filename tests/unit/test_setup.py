@@ -11,6 +11,7 @@ from node import Mod, Observer
 from node.config import ExperimentConfig
 from node.errors import ConfigError
 from node.experiment.setup import find_protocol, prepare
+from node.op import Spec
 from node.solver import BatchedExecutor, InlineExecutor
 from protocols.dpsgd import DPSGD
 
@@ -133,11 +134,36 @@ def test_a_node_without_mods_is_not_wrapped():
         ({"use": f"{HERE}:Looking", "by": 1}, "mods[0].by: there is no such key"),
         ({"use": f"{HERE}:config"}, f"mods[0].use: {HERE}:config is neither a node.Mod nor a node.Observer"),
         ({"use": f"{HERE}:DPSGD"}, f"mods[0].use: {HERE}:DPSGD is neither a node.Mod nor a node.Observer"),
-        ({"use": "Louder"}, "mods[0].use: 'Louder' must be written as module:Class"),
+        (
+            {"use": "top-q"},
+            "mods[0].use: no mod is called 'top-q'; did you mean 'top-k'?; known: bf16, int8, random-k, top-k, or",
+        ),
+        ({"use": "top-k", "nodes": [1]}, "mods[0].nodes: 'top-k' wraps all nodes, or receivers cannot read"),
+        ({"use": "top-k", "share": 0}, "mods[0].share: input should be greater than 0"),
+        ({"use": "bf16", "share": 0.5}, "mods[0].share: there is no such key"),
     ],
 )
 def test_a_mod_that_cannot_be_is_refused(mod, told):
     assert refusal(mods=[mod]).startswith(told)
+
+
+def test_models_are_compressed_once_and_not_under_the_eyes_of_attackers():
+    twice = [{"use": "bf16"}, {"use": f"{HERE}:Looking"}, {"use": "top-k"}]
+    assert refusal(mods=twice).startswith("mods[2].use: models are compressed already; allowed is one compression")
+    attackers = [{"kind": "membership", "nodes": [0]}]
+    told = refusal(mods=[{"use": "int8"}], attackers=attackers)
+    assert told.startswith("mods[0].use: attackers read models as they are on the wire, which compression packs")
+
+
+def test_every_node_takes_in_packed_models_and_knows_how_to_unpack():
+    setup = prepare(config(mods=[{"use": "int8"}]))
+    model = setup.workload.model_spec
+    packed = Spec((model.shape[0] + 4,), "uint8")
+    assert setup.shapes == {model, packed}
+    assert prepare(config()).shapes == {model}
+    for node in range(4):
+        (mod,) = setup.wrapping(node).mods
+        assert mod.carried(setup.shapes) == setup.shapes
 
 
 def test_the_number_of_a_wrong_mod_is_told():

@@ -46,6 +46,7 @@ GARBAGE: dict[str, tuple[str, list[list[bytes]]]] = {
     "empty": ("kind", [[b""]]),
     "unknown kind": ("kind", [[b"\xff" * 100]]),
     "a sender's credit": ("kind", [[frames.credit(10**6)]]),
+    "a receiver's place": ("kind", [[frames.place(1)]]),
     "cut lengths": ("truncated", [[b"\x01\x05\x00\x00"]]),
     "header length beyond the frame": ("truncated", [[envelope(GOOD, header_bytes=2**32 - 1)]]),
     "payload length beyond the frame": ("truncated", [[envelope(GOOD, payload_bytes=10**9)]]),

@@ -7,9 +7,9 @@ import pytest
 
 from node import ConfigError, Observer, Protocol
 from node.config import ChurnSection, DevicesSection, NetworkSection
-from node.experiment import daemon
+from node.daemon import process
+from node.daemon.nodefile import NodeFile
 from node.experiment.loading import load
-from node.experiment.nodefile import NodeFile
 from node.experiment.setup import prepare
 from node.experiment.virtual import run_virtual
 from node.privacy.virtual import VirtualGraph
@@ -268,9 +268,17 @@ def test_mods_ride_on_nodes_and_not_on_their_virtual_nodes():
 )
 def test_a_node_by_itself_has_no_other_identities(tmp_path, monkeypatch, sets, key):
     for name in ("configure", "keep_freed_memory"):
-        monkeypatch.setattr(daemon, name, lambda **_: None)
+        monkeypatch.setattr(process, name, lambda **_: None)
     with pytest.raises(ConfigError, match=rf"^{key}: has identities beyond the nodes, which only starling run can"):
-        daemon.run_node(NodeFile(state=tmp_path / "state"), small("clock=real", *sets))
+        process.run_node(NodeFile(state=tmp_path / "state"), small("clock=real", *sets))
+
+
+def test_a_node_by_itself_injects_no_faults(tmp_path, monkeypatch):
+    for name in ("configure", "keep_freed_memory"):
+        monkeypatch.setattr(process, name, lambda **_: None)
+    faulty = load("digits-gossip", ["clock=real", "faults=[{kind='crash', nodes=[1], at_s=1.0}]"])
+    with pytest.raises(ConfigError, match=r"^faults: only starling run injects faults"):
+        process.run_node(NodeFile(state=tmp_path / "state"), faulty)
 
 
 def test_messages_name_no_owner():

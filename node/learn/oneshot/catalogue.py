@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 from pydantic import ValidationError
 
+from node.assumptions import Assumptions
 from node.errors import ConfigError
 from node.learn.oneshot.algorithm import Algorithm, Measuring, OwnTraining, Streaming
 
@@ -45,6 +46,8 @@ def find(name: str) -> type[Algorithm]:
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise ConfigError(f"protocol.algorithm: {name} lacks {missing}; write them, or name a subclass that has them")
+    if not isinstance(getattr(found, "declares", None), Assumptions):
+        raise ConfigError(f"protocol.algorithm: {name} does not say what it assumes; declares = Assumptions(...)")
     if reason := _undeclared(found):
         raise ConfigError(f"protocol.algorithm: {name} {reason}")
     return found

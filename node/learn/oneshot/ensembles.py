@@ -1,28 +1,25 @@
 """All models together: means of what they say, votes, and weights by the labels that each has seen.
 
-An ensemble keeps every model, so that its answer costs as many passes as there are clients. Selections: Guha,
-Talwalkar, Smith: One-Shot Federated Learning, 2019.
+An ensemble keeps every model, so that its answer costs as many passes as there are clients.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from node.assumptions import Assumptions
-from node.config import Section
-from node.errors import ConfigError
 from node.learn.oneshot.algorithm import Algorithm, Assets, Task, Upload
 from node.op import Spec
 
 _TIE = 1e-6
 """What a mean probability counts against one vote: only between equals."""
+_NEVER = -1e30
+"""A logit of what cannot be; where nothing can be, all are alike."""
 
 
 class Ensemble(Algorithm):
@@ -34,7 +31,7 @@ class Ensemble(Algorithm):
 
     def aggregate(self, uploads: Sequence[Upload], assets: Assets) -> Tensor:
         """Models [uploads, dimension] and their weights [uploads, classes], flat."""
-        weights = self.weights(uploads, assets.task.classes).float()
+        weights = self.weights(uploads, assets).float()
         return torch.cat([torch.stack([upload.model for upload in uploads]).flatten(), weights.flatten()])
 
     def predict(self, state: Tensor, features: Tensor, assets: Assets) -> Tensor:
@@ -43,11 +40,12 @@ class Ensemble(Algorithm):
         members = len(state) // (task.model.dimension + task.classes)
         cut = members * task.model.dimension
         models, weights = state[:cut].view(members, -1), state[cut:].view(members, 1, -1)
-        return self.together(torch.stack([task.logits(model, features) for model in models]), weights)
+        said = torch.stack([task.logits(model, features) for model in models])
+        return self.together(said.nan_to_num(), weights)  # a model too large for its logits must not silence all others
 
-    def weights(self, uploads: Sequence[Upload], classes: int) -> Tensor:
+    def weights(self, uploads: Sequence[Upload], assets: Assets) -> Tensor:
         """How much each model counts for each class, [uploads, classes]; columns sum to 1."""
-        return torch.full((len(uploads), classes), 1 / len(uploads))
+        return torch.full((len(uploads), assets.task.classes), 1 / len(uploads))
 
     @abstractmethod
     def together(self, logits: Tensor, weights: Tensor) -> Tensor:
@@ -82,8 +80,34 @@ class VoteEnsemble(Ensemble):
 
     def together(self, logits: Tensor, weights: Tensor) -> Tensor:
         """Shares of votes [samples, classes]."""
-        votes = one_hot(logits.argmax(2), logits.shape[2]).float().mean(0)
-        return (votes + _TIE * logits.softmax(2).mean(0)) / (1 + _TIE)
+        votes = (weights * one_hot(logits.argmax(2), logits.shape[2])).sum(0)
+        return (votes + _TIE * (weights * logits.softmax(2)).sum(0)) / (1 + _TIE)
+
+
+class SizeWeightedProbabilities(ProbabilityEnsemble):
+    """The mean of probabilities, where a model counts as much as its client has samples."""
+
+    declares = Assumptions(reveals="scalars", mixed_architectures=True, result="ensemble")
+
+    def weights(self, uploads: Sequence[Upload], assets: Assets) -> Tensor:
+        """By samples."""
+        return size_weights(uploads, assets)
+
+
+class SizeWeightedLogits(LogitEnsemble):
+    """The mean of logits, where a model counts as much as its client has samples."""
+
+    declares = Assumptions(reveals="scalars", mixed_architectures=True, result="ensemble")
+
+    def weights(self, uploads: Sequence[Upload], assets: Assets) -> Tensor:
+        """By samples."""
+        return size_weights(uploads, assets)
+
+
+def size_weights(uploads: Sequence[Upload], assets: Assets) -> Tensor:
+    """The share of all samples that each client has, for each class: [uploads, classes]."""
+    samples = torch.tensor([upload.samples for upload in uploads], dtype=torch.float64)
+    return (samples / samples.sum()).unsqueeze(1).expand(-1, assets.task.classes)
 
 
 def label_weights(uploads: Sequence[Upload]) -> Tensor:
@@ -98,42 +122,24 @@ class LabelWeightedProbabilities(ProbabilityEnsemble):
 
     declares = Assumptions(reveals="histogram", mixed_architectures=True, result="ensemble")
 
-    def weights(self, uploads: Sequence[Upload], classes: int) -> Tensor:
+    def weights(self, uploads: Sequence[Upload], assets: Assets) -> Tensor:
         """By label counts."""
         return label_weights(uploads)
+
+
+class MaskedProbabilities(LabelWeightedProbabilities):
+    """Label-weighted probabilities, where a model chooses among the classes that its client has seen alone."""
+
+    def together(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """Probabilities [samples, classes]."""
+        return super().together(logits.masked_fill(weights == 0, _NEVER), weights)
 
 
 class LabelWeightedLogits(LogitEnsemble):
-    """The same of logits."""
+    """Logits, where a model counts for a class as much as it has seen of it."""
 
     declares = Assumptions(reveals="histogram", mixed_architectures=True, result="ensemble")
 
-    def weights(self, uploads: Sequence[Upload], classes: int) -> Tensor:
+    def weights(self, uploads: Sequence[Upload], assets: Assets) -> Tensor:
         """By label counts."""
         return label_weights(uploads)
-
-
-class SelectedEnsemble(ProbabilityEnsemble):
-    """The mean of the probabilities of some models only (Guha et al., 2019)."""
-
-    declares = Assumptions(reveals="scalars", mixed_architectures=True, result="ensemble", selection="clients")
-
-    class Config(Section):
-        """Options."""
-
-        by: Literal["score", "samples"] = "score"
-        """What counts: accuracy on what clients hold out, or how much they have."""
-        members: int = Field(5, ge=1)
-        """How many models; all, where there are fewer."""
-
-    config: Config
-
-    def weights(self, uploads: Sequence[Upload], classes: int) -> Tensor:
-        """1 / members for those that are chosen, 0 for the others."""
-        figures = [upload.score if self.config.by == "score" else upload.samples for upload in uploads]
-        if not all(figure == figure for figure in figures):
-            raise ConfigError("selected-ensemble: a client's score is no number")
-        best = sorted(range(len(uploads)), key=lambda i: (-figures[i], uploads[i].client))[: self.config.members]
-        chosen = torch.zeros(len(uploads), classes)
-        chosen[sorted(best)] = 1 / len(best)
-        return chosen

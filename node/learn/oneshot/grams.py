@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import unfold
 
+from node.learn.cost import inference_flops
 from node.learn.models import Model
 
 _ROWS = 512
 """Samples that go through a model at a time."""
+_PROBES = 2
+"""As many as a model has been tried with; some normalisations refuse a single one."""
 
 
 class Layer(NamedTuple):
@@ -83,6 +87,25 @@ def gram(model: Model, flat: Tensor, features: Tensor, layer: Layer, constant: b
     for part in torch.split(features, _ROWS):
         functional_call(watched, model.named(flat), (part,))
     return found
+
+
+@lru_cache(maxsize=8)
+def gram_flops(model: Model, shape: tuple[int, ...], constant: bool) -> float:
+    """FLOPs of :func:`gram` for one layer after another, of one sample: for each a forward pass, then its products."""
+    watched, rows = copy.deepcopy(model.module), dict[str, int]()
+
+    def counting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def count(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            rows[name] = len(_rows(module, given[0]))
+
+        return count
+
+    every = layers(model)
+    for layer in every:
+        watched.get_submodule(layer.name).register_forward_pre_hook(counting(layer.name))
+    functional_call(watched, model.named(model.initial(0)), (torch.zeros(_PROBES, *shape),))
+    products = sum(2.0 * rows[layer.name] / _PROBES * layer.width(constant) ** 2 for layer in every)
+    return len(every) * inference_flops(model, shape) + products
 
 
 def _adding(total: Tensor, inputs: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

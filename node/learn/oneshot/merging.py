@@ -6,7 +6,7 @@ Wang, Joshi: FedFisher: Leveraging Fisher Information for One-Shot Federated Lea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from node.assumptions import Assumptions
 from node.config import Section
+from node.learn.cost import training_flops
 from node.learn.oneshot.algorithm import Assets, Client, Measuring, Streaming, Task, Upload
 from node.learn.unify.fisher import LEAST_INFORMATION, diagonal
 from node.op import Spec
@@ -46,9 +47,11 @@ class Fisher(Measuring, Streaming):
 
     def part(self, name: str, client: Client, trained: Tensor) -> Tensor:
         """The expectation over the client's samples and over the classes that its own model gives them."""
-        most = min(self.config.samples, len(client.features))
-        chosen = torch.from_numpy(client.rng.choice(len(client.features), most, replace=False))
-        return diagonal(client.task.model, trained, client.features[chosen])
+        return diagonal(client.task.model, trained, some(client, self.config.samples))
+
+    def measuring_flops(self, task: Task, samples: int) -> float:
+        """A pass forward and back for each class, of so many samples."""
+        return task.classes * min(samples, self.config.samples) * training_flops(task.model, task.shape)
 
     def state(self, task: Task) -> Spec:
         """Sums of models, of Fisher information and of their products; then of samples, by which each counts."""
@@ -92,7 +95,7 @@ class FedFisher(Fisher):
     def finish(self, state: Tensor, assets: Assets) -> Tensor:
         """Model [dimension]."""
         mean, curvature, pull = self.means(state)
-        return descended(mean, curvature, pull, self.config.steps)
+        return descended(mean, lambda point: curvature * point - pull, self.config.steps)
 
     def aggregation_flops(self, task: Task, uploads: int, public_samples: int) -> float:
         """The sums, and about a dozen operations a parameter each step."""
@@ -101,11 +104,17 @@ class FedFisher(Fisher):
         )
 
 
-def descended(point: Tensor, curvature: Tensor, pull: Tensor, steps: int) -> Tensor:
-    """Where so many adaptive steps lead from a point [dimension] down ``curvature point^2 / 2 - pull point``."""
+def some(client: Client, most: int) -> Tensor:
+    """So many of a client's samples at most, drawn by the client: [samples, *shape]."""
+    count = min(most, len(client.features))
+    return client.features[torch.from_numpy(client.rng.choice(len(client.features), count, replace=False))]
+
+
+def descended(point: Tensor, slope: Callable[[Tensor], Tensor], steps: int) -> Tensor:
+    """Where so many adaptive steps lead from a point of any shape, downhill by ``slope``, its gradient anywhere."""
     momentum, squares = torch.zeros_like(point), torch.zeros_like(point)
     for _ in range(steps):
-        gradient = curvature * point - pull
+        gradient = slope(point)
         momentum = _MOMENTUM * momentum + gradient
         squares = _SQUARES * squares + gradient**2
         point = point - _STEP * momentum / (squares.sqrt() + _FLOOR)

@@ -86,7 +86,10 @@ class FedPFT(FeatureHead):
 
     def aggregate(self, uploads: Sequence[Upload], assets: Assets) -> Tensor:
         """Weights and constants [classes, units + 1], flat."""
-        drawn = [pair for upload in uploads for pair in self._drawn(upload, assets.beside(upload.client))]
+        # No more than the head learns from: whoever claims too many samples must not fill the memory.
+        taken = self.config.steps * self.config.batch_size
+        share = min(1.0, taken / max(1.0, sum(float(upload.counts.sum()) for upload in uploads)))
+        drawn = [pair for upload in uploads for pair in self._drawn(upload, share, assets.beside(upload.client))]
         features = torch.from_numpy(np.concatenate([features for _, features in drawn]))
         labels = torch.cat([torch.full((len(features),), label) for label, features in drawn])
         members = one_hot(labels, assets.task.classes).double()
@@ -98,10 +101,11 @@ class FedPFT(FeatureHead):
         config = self.config
         return 4.0 * config.steps * config.batch_size * config.units * task.classes
 
-    def _drawn(self, upload: Upload, assets: Assets) -> Iterator[tuple[int, Floats]]:
-        """For each class that a client has, as many feature vectors as it has samples."""
+    def _drawn(self, upload: Upload, share: float, assets: Assets) -> Iterator[tuple[int, Floats]]:
+        """For each class that a client has, as many feature vectors as it has samples, or a share of these."""
         spread = _numpy(upload.part(_POOLED))
-        for label, count in enumerate(upload.counts.int().tolist()):
+        for label, claimed in enumerate(upload.counts.tolist()):
+            count = math.ceil(share * claimed)
             told = _numpy(upload.part(f"class-{label}"))
             if not len(told):
                 continue

@@ -19,6 +19,7 @@ from node.learn.oneshot.catalogue import configured
 from node.learn.oneshot.precision import narrowed, narrowed_spec, widened
 from node.learn.oneshot.stacking import StackingOps
 from node.learn.partition import Shards
+from node.oneshot import LARGEST
 from node.op import Key, Op, Spec, Static
 from node.op import Task as Solved
 
@@ -192,7 +193,11 @@ class OneShotOps:
         own = _algorithm(task.static)
         start, state = task.inputs
         test = self._federation.test
-        return judging.judged(own.predict(state, test.features, self._assets(task, own, start)), test.labels)
+        said = own.predict(state, test.features, self._assets(task, own, start))
+        asked = len(test.labels), self._task.classes
+        if said.shape != asked:
+            raise ComputeError(f"{task.static['algorithm']}: predict gives {[*said.shape]}; asked for: {[*asked]}")
+        return judging.judged(said, test.labels)
 
     # What they are handed
 
@@ -221,7 +226,8 @@ def _algorithm(static: Static) -> Algorithm:
 
 
 def _is_sound(sent: Sequence[Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in sent)
+    """Whether all numbers are finite, and none is beyond ``LARGEST``; whole numbers may be packed bits, any of them."""
+    return all(bool((tensor.float().abs() <= LARGEST).all()) for tensor in sent if tensor.is_floating_point())
 
 
 def _sound(task: Solved) -> dict[str, float]:

@@ -40,6 +40,11 @@ def narrowed(flat: Tensor, precision: Precision) -> Tensor:
             return torch.cat([whole.view(torch.uint8), unit.view(torch.uint8)])
 
 
+def widened_spec(spec: Spec, precision: Precision) -> Spec:
+    """What :func:`widened` gives of an upload."""
+    return Spec((spec.shape[0] - (_UNIT_BYTES if precision == "int8" else 0),))
+
+
 def widened(sent: Tensor, precision: Precision) -> Tensor:
     """The flat float32 model [dimension] of an upload."""
     match precision:

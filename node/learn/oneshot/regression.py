@@ -17,7 +17,7 @@ from node.assumptions import Assumptions
 from node.config import Section
 from node.learn.models import Model
 from node.learn.oneshot.algorithm import Assets, Client, Measuring, Streaming, Task, Upload
-from node.learn.oneshot.grams import Layer, gram, layers, symmetric, upper
+from node.learn.oneshot.grams import Layer, gram, gram_flops, layers, symmetric, upper
 from node.op import Spec
 
 _LEAST_CURVATURE = 1e-6
@@ -72,6 +72,10 @@ class RegMean(Measuring, Streaming):
         model = client.task.model
         moment = gram(model, trained, client.features, _layer(model, name), constant=True).float()
         return upper(moment) if self.config.triangles else moment
+
+    def measuring_flops(self, task: Task, samples: int) -> float:
+        """The Gram matrices."""
+        return samples * gram_flops(task.model, task.shape, constant=True)
 
     def state(self, task: Task) -> Spec:
         """The sum of models and their number; then for each layer the sums of moments and of what they pull to."""
@@ -184,6 +188,11 @@ class MaEcho(Measuring):
         ridge = self.config.ridge * torch.eye(len(moment), dtype=moment.dtype)
         projector: Tensor = torch.linalg.solve(moment + ridge, moment)
         return projector.float()
+
+    def measuring_flops(self, task: Task, samples: int) -> float:
+        """The Gram matrices, and for each a factorisation and as many solutions as it has columns."""
+        solving = sum(8.0 / 3.0 * layer.inputs**3 for layer in layers(task.model))
+        return samples * gram_flops(task.model, task.shape, constant=False) + solving
 
     def aggregate(self, uploads: Sequence[Upload], assets: Assets) -> Tensor:
         """Model [dimension]."""

@@ -67,7 +67,7 @@ class AccessNetwork(ABC):
             parcel = (peer, sender, message, size_bytes)
             if peer == sender:
                 self._post(0.0, deliver, parcel)
-            elif not self._is_plain and self._rules.is_cut(sender, peer):
+            elif not self._is_plain and self._rules.is_lost(sender, peer):
                 self._lost(peer, sender, size_bytes)
             elif size_bytes <= self._small_bytes:
                 self._carry_alone(deliver, parcel)

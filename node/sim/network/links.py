@@ -50,13 +50,13 @@ class FairLinks:
 
     def settle(self, now_s: float) -> None:
         """Share the links anew after the changes of this instant."""
-        rates = self._sharing.rates
+        rates, lefts, since_s = self._sharing.rates, self._left, self._since_s
         for flow, rate_before in self._sharing.solve().items():
             rate = rates[flow]
-            if rate != rate_before or flow not in self._since_s:
-                left = self._left[flow] - rate_before * (now_s - self._since_s.get(flow, now_s))
-                self._left[flow] = left = max(left, 0)
-                self._since_s[flow] = now_s
+            if rate != rate_before or flow not in since_s:
+                left = lefts[flow] - rate_before * (now_s - since_s.get(flow, now_s))
+                lefts[flow] = left = max(left, 0)
+                since_s[flow] = now_s
                 self._expect(flow, now_s + left / rate if rate else _NEVER if left else now_s)
 
     def _expect(self, flow: int, end_s: float) -> None:

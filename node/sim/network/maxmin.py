@@ -69,31 +69,45 @@ class MaxMin:
         changed, self._changed = self._changed, {}
         solved = {flow: self.rates[flow] for link in changed for flow in self._on[link]}
         while True:
-            levels = self._fill(solved)
-            drawn_in = self._unfair(changed, solved, levels)
+            counts = self._counted(solved)
+            shared = [link for link, count in counts.items() if count < len(self._on[link])]
+            levels = self._fill(solved, counts, shared)
+            drawn_in = self._unfair(solved, shared, levels)
             if not drawn_in:
                 return solved
             if 2 * (len(solved) + len(drawn_in)) > len(self.rates):
                 drawn_in = self._connected(solved)
             solved.update((flow, self.rates[flow]) for flow in drawn_in if flow not in solved)
 
-    def _fill(self, flows: Mapping[int, float]) -> dict[int, float]:
+    def _counted(self, flows: Iterable[int]) -> dict[int, int]:
+        """How many of some flows go over each link that any of them goes over."""
+        paths = self._paths
+        counts: dict[int, int] = {}
+        for flow in flows:
+            for link in paths[flow]:
+                counts[link] = counts.get(link, 0) + 1
+        return counts
+
+    def _fill(self, flows: Mapping[int, float], counts: Mapping[int, int], shared: Iterable[int]) -> dict[int, float]:
         """Raise the rates of some flows together from 0, each until a link of its path is full; the others keep theirs.
 
         Gives the level at which each link stopped flows. A link's level only ever rises while others are fixed, so
         that looking at it again when it comes up is enough.
+
+        Args:
+            counts: of these flows, on each link that any goes over.
+            shared: those of the links that other flows go over as well.
         """
         rates, paths, on = self.rates, self._paths, self._on
-        waiting: dict[int, int] = {}
-        for flow in flows:
-            for link in paths[flow]:
-                waiting[link] = waiting.get(link, 0) + 1
-        left = {link: self._left(link, count, flows) for link, count in waiting.items()}
-        heap = [(left[link] / count, link) for link, count in waiting.items()]
+        waiting = dict(counts)
+        left = {link: self.capacities[link] for link in counts}
+        for link in shared:
+            left[link] = self._left(link, flows)
+        heap = [(left[link] / count, link) for link, count in counts.items()]
         heapq.heapify(heap)
         fixed: set[int] = set()
         levels: dict[int, float] = {}
-        while heap:
+        while len(fixed) < len(flows):
             level, link = heapq.heappop(heap)
             count = waiting[link]
             if not count:
@@ -113,24 +127,18 @@ class MaxMin:
                         left[other] -= now
         return levels
 
-    def _left(self, link: int, count: int, flows: Mapping[int, float]) -> float:
-        """What flows that keep their rates leave of a link for ``count`` others."""
-        capacity, on = self.capacities[link], self._on[link]
-        if count == len(on):
-            return capacity
-        return max(capacity - sum([self.rates[flow] for flow in on if flow not in flows]), 0)
+    def _left(self, link: int, flows: Mapping[int, float]) -> float:
+        """What other flows, which keep their rates, leave of a link for some."""
+        return max(self.capacities[link] - sum([self.rates[flow] for flow in self._on[link] if flow not in flows]), 0)
 
     def _unfair(
-        self, changed: Iterable[int], solved: Mapping[int, float], levels: Mapping[int, float]
+        self, solved: Mapping[int, float], shared: Iterable[int], levels: Mapping[int, float]
     ) -> dict[int, None]:
         """Flows that were left out and must not be: too fast beside a solved one, or without a bottleneck by now."""
         rates, bottlenecks = self.rates, self.bottlenecks
-        links = dict.fromkeys(changed)
-        for flow in solved:
-            links.update(dict.fromkeys(self._paths[flow]))
         fastest: dict[int, float | None] = {}
         unfair: dict[int, None] = {}
-        for link in links:
+        for link in shared:
             most = levels[link] * self._above if link in levels else _UNBOUNDED
             for flow in self._on[link]:
                 if flow not in solved and (

@@ -17,6 +17,7 @@ RETRANSMISSION_S = 0.2
 """What a retransmission timeout adds to a round trip, as in Linux."""
 
 _LOSS = int.from_bytes(b"net_loss", "little")
+_DROP = int.from_bytes(b"net_drop", "little")
 _JITTER = int.from_bytes(b"netjittr", "little")
 
 
@@ -69,6 +70,7 @@ class Rules:
     * ``rate``: a factor on the uplinks of ``frm`` and the downlinks of ``to`` (both ways: also on the downlinks of
       ``frm`` and the uplinks of ``to``), or on all links, where neither is given; several multiply.
     * ``partition``: messages that cross are lost.
+    * ``drop``: a share of messages is lost, whatever their size.
 
     Random numbers follow from seed, sender, receiver and how many messages the sender sent, whatever else happens.
     """
@@ -80,6 +82,7 @@ class Rules:
         self._in_force: dict[str, list[Rule]] = {}
         self._seed = seed
         self._sent: dict[int, int] = {}
+        self._droppable: dict[int, int] = {}
         self._last_s: dict[tuple[int, int, bool], float] = {}
 
     def __bool__(self) -> bool:
@@ -102,9 +105,15 @@ class Rules:
             if rule.end_s < math.inf:
                 clock.post(rule.end_s - clock.now, change, (rule, False), Priority.LINK)
 
-    def is_cut(self, sender: int, peer: int) -> bool:
-        """Whether a partition lies between them."""
-        return any(self._between("partition", sender, peer))
+    def is_lost(self, sender: int, peer: int) -> bool:
+        """Whether a message gets lost, in a partition or by chance; each call is a message."""
+        if any(self._between("partition", sender, peer)):
+            return True
+        kept = math.prod(1 - rule.value for rule in self._between("drop", sender, peer))
+        if kept == 1.0:
+            return False
+        count = self._droppable[sender] = self._droppable.get(sender, 0) + 1
+        return uniform(self._seed ^ _DROP, sender << 32 | peer, count) > kept
 
     def loss(self, sender: int, peer: int) -> float:
         """Share of packets lost from one node to another."""
@@ -150,8 +159,9 @@ class Rules:
 
 def _rule(index: int, section: RuleSection, nodes: int) -> Rule:
     key = f"network.rules[{index}]"
-    if section.kind == "loss" and section.value >= 1:
-        raise ConfigError(f"{key}.value: {section.value:g} is no share of packets lost; give one from 0 to below 1")
+    if section.kind in ("loss", "drop") and section.value >= 1:
+        what = "packets" if section.kind == "loss" else "messages"
+        raise ConfigError(f"{key}.value: {section.value:g} is no share of {what} lost; give one from 0 to below 1")
     if section.kind == "partition" and section.value:
         raise ConfigError(f"{key}.value: a partition has none; leave it out")
     if section.end_s is not None and section.end_s <= section.start_s:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 
-from node.experiment.cards import CardFolder
+from node.daemon.cards import CardFolder
+from node.errors import ConfigError
 from node.identity import Card, Roster
 from node.live.rendezvous import Rendezvous
 from node.live.transport import Transport
 
 _LOOK_S = 0.25
+_FOLLOW_S = 2.0
 _MOST_NAMED = 16
 
 
@@ -29,6 +33,7 @@ class Joining:
         self._rendezvous = rendezvous
         self._found: dict[int, Card] = {}
         self._roster: list[Card] = []
+        self._following: asyncio.Task[None] | None = None
 
     @property
     def absent(self) -> list[int]:
@@ -39,7 +44,25 @@ class Joining:
         """Where the nodes say that they listen, by node, as far as it is known."""
         return {node: card.address for node, card in self._found.items()}
 
-    async def run(self) -> None:
+    @property
+    def refused(self) -> Counter[str]:
+        """Nothing: what is wrong with a card is in the log."""
+        return Counter()
+
+    def sightings(self) -> dict[int, dict[str, Any]]:
+        """Nothing beyond what the links tell."""
+        return {}
+
+    def vitals(self) -> dict[str, int]:
+        """Nothing: nobody doubts anybody."""
+        return {}
+
+    async def close(self) -> None:
+        """Look at no more cards."""
+        if self._following is not None:
+            self._following.cancel()
+
+    async def run(self, returning: bool = False) -> None:
         """Wait until this node and each of the others can reach one another.
 
         Raises:
@@ -54,6 +77,16 @@ class Joining:
                 structlog.get_logger().info("waiting", what=what, of=named, missing=len(self.awaited))
             if self.awaited:
                 await asyncio.sleep(_LOOK_S)
+        self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        """Go on looking: a peer that starts again may have a new address."""
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            try:
+                await self._look()
+            except ConfigError as error:
+                structlog.get_logger().warning("cards refused", reason=str(error))
 
     async def _look(self) -> str:
         found = self._found = {**await asyncio.to_thread(self._cards.read), self._own.node: self._own}

@@ -1,131 +1,74 @@
-"""``starling node``: one real node in its own process, from its start until it is told to stop."""
+"""One real node in its own process, from its start until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import os
-import signal
 import socket
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import structlog
-import uvloop
 
-from node.config import ExperimentConfig
+from node import durable
+from node.daemon.belonging import Belonging
+from node.daemon.cards import CardFolder, network_of
+from node.daemon.control import Orders
+from node.daemon.joining import Joining
+from node.daemon.journal import Journal
+from node.daemon.meeting import Meeting
+from node.daemon.memory import SMALL_LIMITS
+from node.daemon.nodefile import Address, NodeFile
+from node.daemon.notifying import READY, STOPPING, Notifier
+from node.daemon.standing import Phase, Standing, Watched
+from node.daemon.state import State
 from node.errors import ConfigError, StoreError
-from node.experiment.cards import CardFolder, network_of
-from node.experiment.joining import Joining
 from node.experiment.loading import digest
-from node.experiment.nodefile import Address, NodeFile
 from node.experiment.participant import Participant, paces
 from node.experiment.result import write_run
-from node.experiment.setup import Setup, prepare
-from node.experiment.standing import Phase, Standing, Watched
-from node.experiment.state import State, open_state
+from node.experiment.setup import Setup
+from node.identity import Card
 from node.learn.tensors import save_model
 from node.live.checkpoints import Checkpoints
+from node.live.door import Knock
 from node.live.http import Face, HttpServer
 from node.live.metrics import Metrics
 from node.live.rendezvous import Rendezvous
 from node.live.spending import Spending
+from node.live.steps import Steps
 from node.live.transport import Transport
-from node.logs import configure
 from node.op import Value
 from node.world import cannot_go_on
 
-SUCCESS, FAILED, INTERRUPTED = 0, 3, 130
+SUCCESS, FAILED = 0, 3
 
-_GONE_BY_S = 4.5
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_MALLOPT = {-3: 32 << 20, -1: 256 << 20, -2: 16 << 20}
-"""M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h, in bytes."""
-
-
-def run_node(settings: NodeFile, config: ExperimentConfig) -> int:
-    """Run a node in this process until it is told to stop; gives the exit status: 0, or 3 where its protocol failed.
-
-    Raises:
-        ConfigError: an address, a folder or the experiment cannot be used.
-        StoreError: the result cannot be written.
-    """
-    configure(verbose=True)
-    structlog.contextvars.bind_contextvars(node=settings.node)
-    keep_freed_memory()
-    with open_state(settings.state) as state:
-        setup = prepare(config)
-        _check_alone(setup)
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(100_000)
-        with _limited_leaving() as leaving, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_until_signalled(Daemon(settings, setup, state, leaving.start)))
-
-
-def _check_alone(setup: Setup) -> None:
-    """Refuse identities beyond the nodes: no file says whose they are, and who would start them."""
-    if not setup.participants.are_nodes_alone:
-        key = "attackers.identities" if setup.participants.sybils else "protocol.use"
-        raise ConfigError(f"{key}: has identities beyond the nodes, which only starling run can start; allowed: none")
-
-
-def keep_freed_memory() -> bool:
-    """Have malloc keep what received models are read into, instead of asking the kernel anew each time.
-
-    Gives whether it could: glibc alone has the call.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return mallopt is not None and all(mallopt(option, size) for option, size in _MALLOPT.items())
-
-
-@contextmanager
-def _limited_leaving() -> Iterator[threading.Timer]:
-    """A timer which, once started, ends the process in time, whatever is still computed: that cannot be interrupted."""
-    timer = threading.Timer(_GONE_BY_S, os._exit, [SUCCESS])
-    timer.daemon = True
-    try:
-        yield timer
-    finally:
-        timer.cancel()
-
-
-def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    os._exit(INTERRUPTED)
-
-
-async def _until_signalled(daemon: Daemon) -> int:
-    loop = asyncio.get_running_loop()
-
-    def signalled() -> None:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
-            signal.signal(number, _leave_at_once)
-        daemon.stop("signal")
-
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, signalled)
-    return await daemon.run()
+_BEGUN = "begun"
 
 
 class Daemon:
     """One node: joins, takes part, keeps what came of it, and goes on answering its peers until it is stopped.
 
-    ``on_stop`` is called once, when the node is told to stop.
+    ``on_stop`` is called once, when the node is told to stop. One that belongs to no network finds cards in a folder.
     """
 
-    def __init__(self, settings: NodeFile, setup: Setup, state: State, on_stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: NodeFile,
+        setup: Setup,
+        state: State,
+        on_stop: Callable[[], None],
+        belonging: Belonging | None = None,
+        notifier: Notifier | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         config = setup.config
         self._settings = settings
         self._setup = setup
         self._state = state
         self._on_stop = on_stop
+        self._belonging = belonging
+        self._notifier = notifier or Notifier()
         self._log = structlog.get_logger(node=settings.node)
         self._rendezvous = Rendezvous(node for node in range(config.nodes) if node != settings.node)
         listen = Address.parse(settings.listen)
@@ -138,12 +81,22 @@ class Daemon:
             on_back=self._rendezvous.regain,
             listen=_resolved(listen.host),
             port=listen.port,
+            limits=SMALL_LIMITS if settings.low_memory else None,
             pace=rates[settings.node] if rates else None,
+            on_knock=None if belonging is None else self._on_knock,
         )
         self._rendezvous.transport = self._transport
-        self.standing = Standing(settings, config, self._transport, Watched(setup.executor()))
+        self._metrics = Metrics(lambda: self.standing.reading())
+        self.standing = Standing(
+            settings,
+            config,
+            self._transport,
+            Watched(setup.executor()),
+            Steps(self._metrics.trained),
+            journal or Journal(),
+            Checkpoints(settings.state / "checkpoints" / digest(config)),
+        )
         """What there is to know of it at any time."""
-        self._metrics = Metrics(self.standing.reading)
         self._http: HttpServer | None = None
         self._work: asyncio.Task[int] | None = None
 
@@ -154,14 +107,18 @@ class Daemon:
         self._transport.start()
         self._work = loop.create_task(self._live())
         probing = loop.create_task(self._metrics.probe_lag())
+        feeding = loop.create_task(self._notifier.feed(self.standing.ill))
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 return await self._work
             return SUCCESS
         finally:
             self.standing.phase = Phase.STOPPING
+            if self.standing.joining is not None:
+                await self.standing.joining.close()
             await self._transport.close(self._settings.linger_s)
             probing.cancel()
+            feeding.cancel()
             if self._http is not None:
                 await self._http.close()
             if self.standing.participant is not None:
@@ -175,11 +132,12 @@ class Daemon:
             unready=standing.unready,
             status=standing.status,
             peers=standing.peers,
+            history=standing.history,
             metrics=self._metrics.text,
-            stop=lambda: self.stop("http"),
         )
+        control = Orders(standing, standing.journal, self.stop).control()
         advertised = Address.parse(self._settings.advertise or self._settings.listen)
-        self._http = HttpServer(face, self._state.token, (admin.host, advertised.host))
+        self._http = HttpServer(face, control, self._state.token, (admin.host, advertised.host))
         standing.admin = await self._http.start(*admin)
 
     def stop(self, how: str) -> None:
@@ -187,6 +145,7 @@ class Daemon:
         if self.standing.phase is not Phase.STOPPING and self._work is not None:
             self._log.info("stopping", how=how)
             self.standing.phase = Phase.STOPPING
+            self._notifier.tell(STOPPING)
             self._on_stop()
             self._work.cancel()
 
@@ -204,6 +163,8 @@ class Daemon:
             self._keep(participant, "failed", cannot_go_on(error))
             return self._fail(error)
         self._keep(participant, "finished", None, final)
+        if self.standing.steps.is_draining:
+            return SUCCESS
         try:
             await asyncio.shield(participant.world.failure)
         except Exception as error:
@@ -220,30 +181,70 @@ class Daemon:
         if not address.port:
             address = address._replace(port=int(self._transport.address.rpartition(":")[2]))
         standing.address = f"tcp://{address}"
-        network = network_of(config)
+        network = self._belonging.network if self._belonging is not None else network_of(config)
         own = self._state.identity.card(settings.node, standing.address, network)
         self._log.info("started", address=standing.address, admin=standing.admin, network=network, pid=os.getpid())
-        cards = CardFolder(settings.cards, network, config.nodes)
-        cards.publish(own)
         standing.phase = Phase.WAITING
-        standing.joining = Joining(own, config.nodes, cards, self._transport, self._rendezvous)
-        await standing.joining.run()
+        self._notifier.tell(READY)
+        standing.joining = self._way_in(own, network)
+        await standing.joining.run(self._has_begun)
+
+    def _way_in(self, own: Card, network: str) -> Joining | Meeting:
+        settings, nodes = self._settings, self._setup.config.nodes
+        if self._belonging is None:
+            cards = CardFolder(settings.cards, network, nodes)
+            cards.publish(own)
+            return Joining(own, nodes, cards, self._transport, self._rendezvous)
+        return Meeting(
+            self._belonging,
+            self._state,
+            own,
+            nodes,
+            settings.timing,
+            self._transport,
+            self._rendezvous,
+            changed=lambda peer, is_there: self._regain(peer) if is_there else self._lose(peer),
+            usurped=lambda: self.stop("usurped"),
+        )
+
+    def _on_knock(self, knock: Knock) -> None:
+        if isinstance(self.standing.joining, Meeting):
+            self.standing.joining.on_knock(knock)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether an earlier life of this node took part in this experiment: then the others may be far ahead."""
+        try:
+            return (self._state.folder / _BEGUN).read_text(encoding="ascii") == digest(self._setup.config)
+        except OSError:
+            return False
+
+    def _note_begun(self) -> None:
+        try:
+            durable.replace(self._state.folder / _BEGUN, digest(self._setup.config).encode())
+        except OSError as error:
+            self._log.warning("not noted that it has begun", reason=str(error))
 
     def _take_part(self) -> Participant:
         standing, spending = self.standing, Spending(self._settings.state / "spent.json")
         participant = standing.participant = Participant(
             self._setup,
             self._settings.node,
-            checkpoints=Checkpoints(self._settings.state / "checkpoints" / digest(self._setup.config)),
+            checkpoints=standing.checkpoints,
             on_settled=standing.tell_progress,
             folder=self._settings.state,
             executor=standing.executor,
             keep_spent=spending.keep,
             spent=spending.load(),
         )
+        participant.world.steps = standing.steps
         standing.phase = Phase.RUNNING
+        self._note_begun()
+        absent = self._rendezvous.absent
         self._rendezvous.hand_over(participant.world.receive, self._lose, self._regain)
-        self._log.info("joined", peers=self._setup.config.nodes - 1)
+        for peer in absent:
+            self._lose(peer)
+        self._log.info("joined", peers=self._setup.config.nodes - 1 - len(absent))
         return participant
 
     def _lose(self, peer: int) -> None:

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -16,7 +16,7 @@ from node.config import ExperimentConfig, Positive, Section
 from node.errors import ConfigError
 from node.experiment.loading import NODE_PREFIX, explain, load
 
-_PATHS = ("state", "cards")
+_PATHS = ("state", "cards", "network")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 
@@ -70,10 +70,18 @@ class NodeFile(Section):
     """Folder of what belongs to this node alone: its keys, checkpoints and result. On a local disk; made if missing."""
     cards: Path = Path("cards")
     """Folder with every node's card: a shared volume, or copied by hand. Who can write to it decides who takes part."""
+    network: Path | None = None
+    """Folder of the network that this node has founded, and admits others to; then there is no use for ``cards``."""
+    timing: Literal["lan", "wan", "host"] = "lan"
+    """How often members of a network look for one another: on a local network, over the Internet, on one machine."""
     admin: Annotated[str, AfterValidator(_address_or_none)] = "127.0.0.1:7601"
     """``host:port`` for health, metrics and control over HTTP; empty: none."""
+    low_memory: bool = False
+    """For machines with little of it: freed memory goes back at once, and peers may send 64 MiB at a time at most."""
     linger_s: float = Field(0.5, ge=0, le=3)
     """Seconds that messages on their way out are given when the node stops."""
+    drain_s: Positive = 60.0
+    """Seconds that a node that drains may take to finish its round; then it leaves, and that round is lost."""
     stuck_s: Positive = 600.0
     """Seconds after which one operation still at work (a long training, say) makes ``/healthz`` fail."""
 
@@ -92,31 +100,48 @@ class NodeFile(Section):
 
 
 def load_node(path: Path, environ: Mapping[str, str]) -> tuple[NodeFile, ExperimentConfig]:
-    """Read a node's file and its experiment's.
+    """Read a node's file and its experiment's. Raises as :func:`load_settings`."""
+    settings = load_settings(path, environ)
+    return settings, own_experiment(settings, environ, str(path))
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> NodeFile:
+    """Read a node's file.
 
     Args:
-        path: the TOML file.
-        environ: ``STARLING_NODE__KEY`` overrides the file (paths then relative to the current folder), and
-            ``STARLING_TABLE__KEY`` the experiment's.
+        path: the TOML file; None: there is none, and paths are relative to the current folder.
+        environ: ``STARLING_NODE__KEY`` overrides the file; paths are then relative to the current folder.
+        flags: override both.
 
     Raises:
         ConfigError: one line that names the file, the key, and what is allowed.
     """
-    values = _read(path)
+    values = {} if path is None else _read(path)
+    flags = flags or {}
     overrides = {
         name.removeprefix(NODE_PREFIX).lower(): value for name, value in environ.items() if name.startswith(NODE_PREFIX)
     }
     try:
-        settings = NodeFile.model_validate({**values, **overrides})
+        return NodeFile.model_validate({**values, **overrides, **flags})
     except ValidationError as error:
         key = str(next(iter(error.errors()[0]["loc"]), ""))
         source = f"environment {NODE_PREFIX}{key.upper()}" if key in overrides else str(path)
-        raise ConfigError(f"{source}: {explain(error.errors(), NodeFile)}") from None
-    others = {name: value for name, value in environ.items() if not name.startswith(NODE_PREFIX)}
-    config = load(settings.experiment, ["clock=real"], others)
+        raise ConfigError(f"{f'--{key}' if key in flags else source}: {explain(error.errors(), NodeFile)}") from None
+
+
+def own_experiment(settings: NodeFile, environ: Mapping[str, str], source: str) -> ExperimentConfig:
+    """The experiment that a node's file, ``source``, names. ConfigError, too, where it has no such node."""
+    config = load_experiment(settings.experiment, environ)
     if settings.node >= config.nodes:
-        raise ConfigError(f"{path}: node: {config.name} has no node {settings.node}; allowed: 0 to {config.nodes - 1}")
-    return settings, config
+        most = config.nodes - 1
+        raise ConfigError(f"{source}: node: {config.name} has no node {settings.node}; allowed: 0 to {most}")
+    return config
+
+
+def load_experiment(experiment: str, environ: Mapping[str, str]) -> ExperimentConfig:
+    """A node's experiment: a file or a bundled name, with ``STARLING_TABLE__KEY`` over it. Raises as load_settings."""
+    others = {name: value for name, value in environ.items() if not name.startswith(NODE_PREFIX)}
+    return load(experiment, ["clock=real"], others)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -129,7 +154,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {reason}; write a node's file, or name it with --config") from None
     folder = path.parent.resolve()
     for key in _PATHS:
-        values[key] = folder / str(values.get(key, NodeFile.model_fields[key].default))
+        if (named := values.get(key, NodeFile.model_fields[key].default)) is not None:
+            values[key] = folder / str(named)
     name = values.get("experiment")
     if isinstance(name, str) and (name.endswith(".toml") or os.sep in name):
         values["experiment"] = str(folder / name)

@@ -14,11 +14,16 @@ from typing import Any
 import structlog
 
 from node.config import ExperimentConfig
-from node.experiment.joining import Joining
+from node.daemon.history import coarse, curves
+from node.daemon.joining import Joining
+from node.daemon.journal import Journal
+from node.daemon.meeting import Meeting
+from node.daemon.nodefile import NodeFile
 from node.experiment.loading import digest
-from node.experiment.nodefile import NodeFile
 from node.experiment.participant import Participant
+from node.live.checkpoints import Checkpoints
 from node.live.metrics import Reading
+from node.live.steps import Steps
 from node.live.transport import Transport
 from node.op import Op, Task, Value
 from node.privacy.ledger import Ledger
@@ -26,6 +31,7 @@ from node.solver import Executor
 
 _TELL_EVERY_S = 5.0
 _PACKAGES = ("starling-node", "torch", "pyzmq")
+_STATES = ("alive", "awaited", "suspect", "dead", "left")
 
 
 class Phase(StrEnum):
@@ -75,10 +81,13 @@ class Standing:
     config: ExperimentConfig
     transport: Transport
     executor: Watched
+    steps: Steps
+    journal: Journal
+    checkpoints: Checkpoints
     phase: Phase = Phase.STARTING
     address: str = ""
     admin: str = ""
-    joining: Joining | None = None
+    joining: Joining | Meeting | None = None
     participant: Participant | None = None
     lost: dict[int, str] = field(default_factory=dict)
     """The peers that have gone, and how."""
@@ -101,19 +110,29 @@ class Standing:
 
     def unready(self) -> str | None:
         """Why the node does not take part, None where it does."""
-        return None if self.phase in (Phase.RUNNING, Phase.FINISHED) else f"the node is {self.phase}"
+        if self.phase not in (Phase.RUNNING, Phase.FINISHED):
+            return f"the node is {self.phase}"
+        return f"the node is {self._restraint}" if self._restraint else None
+
+    @property
+    def _restraint(self) -> str | None:
+        if self.steps.is_draining:
+            return "draining"
+        return "paused" if self.steps.is_held else None
 
     def status(self) -> dict[str, Any]:
         """The contents of ``/status``."""
         return {
             "node": self.settings.node,
             "phase": self.phase.value,
+            "restraint": self._restraint,
             "experiment": self.config.name,
             "hash": digest(self.config),
             "protocol": self.config.protocol.use,
             "nodes": self.config.nodes,
             **self.progress(),
             **self._guarantee(),
+            "bytes": self._bytes(),
             "peers": self._peer_counts(),
             "waiting_for": self.joining.awaited if self.joining and self.phase is Phase.WAITING else [],
             "address": self.address,
@@ -125,23 +144,38 @@ class Standing:
     def peers(self) -> list[dict[str, Any]]:
         """The contents of ``/peers``."""
         addresses = self.joining.addresses() if self.joining else {}
-        others = [node for node in range(self.config.nodes) if node != self.settings.node]
-        return [{"node": node, "state": self._state(node), "address": addresses.get(node)} for node in others]
+        sightings = self.joining.sightings() if self.joining else {}
+        return [
+            {"node": node, "state": self._state(node), "address": addresses.get(node), **sightings.get(node, {})}
+            for node in range(self.config.nodes)
+            if node != self.settings.node
+        ]
+
+    def history(self) -> dict[str, Any]:
+        """The contents of ``/history``."""
+        known = {} if self.participant is None else curves(self.participant.recorder, self.settings.node)
+        return {"curves": known, "warnings": self.journal.warnings()}
 
     def reading(self) -> Reading:
         """What the metrics are made of."""
-        traffic = self.transport.counters()
-        refused = dict(traffic.refused)
+        refused = Counter(self.transport.counters().refused)
+        vitals: dict[str, int] = {}
+        if self.joining is not None:
+            refused.update(self.joining.refused)
+            vitals = self.joining.vitals()
         if self.participant is not None and self.participant.world.refused_messages:
             refused["content"] = self.participant.world.refused_messages
-        gauges = {name: value for name, value in self.progress().items() if value is not None}
+        counters = {"rounds_finished": self._rounds_finished}
+        if "suspicions" in vitals:
+            counters["suspicions"] = vitals.pop("suspicions")
         return Reading(
-            gauges,
-            (traffic.messages_sent, traffic.bytes_sent),
-            (traffic.messages_received, traffic.bytes_received),
+            {**self._gauges(), **vitals},
+            counters,
+            self.transport.tally.read(),
             refused,
             self._peer_counts(),
-            self._meanings(),
+            self.transport.queued_bytes(),
+            self._labels(),
         )
 
     def tell_progress(self) -> None:
@@ -159,7 +193,31 @@ class Standing:
         recorder, node = self.participant.recorder, self.settings.node
         names = ("accuracy", "loss") if self._ledger is None else ("accuracy", "loss", "epsilon")
         known = {name: recorder.latest(name).get(node) for name in names}
+        for name in ("accuracy", "loss"):
+            known[name] = coarse(known[name])
         return {"round": recorder.rounds() - 1 if recorder.rounds() else None, **known}
+
+    def _gauges(self) -> dict[str, float]:
+        progress = self.progress()
+        saved_s, epsilon = self.checkpoints.saved_s(), progress.pop("epsilon", None)
+        found = {
+            **progress,
+            "privacy_epsilon": epsilon,
+            "privacy_delta": None if epsilon is None else self.config.privacy.delta,
+            "checkpoint_age_seconds": None if saved_s is None else max(0.0, round(time.time() - saved_s, 3)),
+            "paused": float(self.steps.is_held),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def _rounds_finished(self) -> int:
+        """Rounds of this life: one that was started again has not recorded those before."""
+        recorder = None if self.participant is None else self.participant.recorder
+        first = None if recorder is None else next(recorder.rows(0, min(1, len(recorder))), None)
+        return 0 if recorder is None or first is None else recorder.rounds() - first.round
+
+    def _bytes(self) -> dict[str, int]:
+        return {direction: self.transport.tally.size_bytes(direction) for direction in ("sent", "received")}
 
     @property
     def _ledger(self) -> Ledger | None:
@@ -168,17 +226,21 @@ class Standing:
     def _guarantee(self) -> dict[str, str]:
         return {} if self._ledger is None else {"privacy": str(self._ledger.guarantee(self.settings.node))}
 
-    def _meanings(self) -> dict[str, dict[str, str]]:
+    def _labels(self) -> dict[str, dict[str, str]]:
         """What an epsilon means nothing without."""
         if self._ledger is None:
             return {}
         found = self._ledger.guarantee(self.settings.node)
+        mechanism: dict[str, str] = {"mechanism": self.config.privacy.mechanism}
         meaning = {"unit": found.unit, "adjacency": found.adjacency, "view": found.view, "delta": f"{found.delta:g}"}
-        return {"epsilon": {**meaning, "conversion": found.conversion}}
+        return {
+            "privacy_epsilon": {**mechanism, **meaning, "conversion": found.conversion},
+            "privacy_delta": mechanism,
+        }
 
     def _peer_counts(self) -> dict[str, int]:
-        counts = Counter(self._state(node) for node in range(self.config.nodes) if node != self.settings.node)
-        return {state: counts[state] for state in ("alive", "awaited", "dead")}
+        counts = Counter(peer["state"] for peer in self.peers())
+        return {state: counts[state] for state in _STATES}
 
     def _state(self, peer: int) -> str:
         if peer in self.lost:
