@@ -50,7 +50,7 @@ def senders_of(command) -> dict[int, list[float]]:
 
 def killed(start, tmp_path, kind: str, sendings: int, dropout: str):
     """A run of five nodes of which node 2 is killed when it has sent so many messages of a kind."""
-    protocol = {"use": "secagg", "rounds": 6, "deadline_s": 1.0, "dropout": dropout}
+    protocol = {"use": "secagg", "rounds": 6, "deadline_s": 5.0, "dropout": dropout}
     with Gate(tmp_path, 2, sendings) as gate:
         mods = [{**gate.mods[0], "use": "dying:InTheMiddle"}]
         file = experiment(tmp_path / "it", protocol=protocol, mods=mods, **FIVE)

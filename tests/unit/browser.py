@@ -17,6 +17,7 @@ class Page:
 
     def __init__(self, socket):
         self._socket, self._numbers = socket, itertools.count(1)
+        self._loads = 0
         self.problems = []
         """What was thrown in the page, or refused by its policy."""
 
@@ -24,12 +25,16 @@ class Page:
         number = next(self._numbers)
         await self._socket.send_json({"id": number, "method": method, "params": params})
         async with asyncio.timeout(WAIT_S):
-            while True:
-                said = json.loads((await self._socket.receive()).data)
-                if said.get("id") == number:
-                    return said["result"]
-                if said.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-                    self.problems.append(said["params"])
+            while (said := await self._hear()).get("id") != number:
+                pass
+        return said["result"]
+
+    async def _hear(self):
+        said = json.loads((await self._socket.receive()).data)
+        self._loads += said.get("method") == "Page.loadEventFired"
+        if said.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+            self.problems.append(said["params"])
+        return said
 
     async def value(self, expression):
         """What an expression comes to in the page."""
@@ -48,7 +53,11 @@ class Page:
         )
         for domain in ("Runtime", "Log", "Page"):
             await self.tell(f"{domain}.enable")
+        before = self._loads
         await self.tell("Page.navigate", url=url)
+        async with asyncio.timeout(WAIT_S):
+            while self._loads == before:
+                await self._hear()
 
 
 @asynccontextmanager
