@@ -7,6 +7,7 @@ that say ``any_shape`` are left as they are: what they carry is not a model, or 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from node.context import Context
 
 
-class Compression(Mod):
+class Compression(Mod, ABC):
     """What all compressions have in common: which models they pack, and that a model is packed once for many peers."""
 
     for_all_nodes = True
@@ -31,17 +32,17 @@ class Compression(Mod):
         super().__init__(config)
         self.carried(frozenset())
 
+    @abstractmethod
     def packed_bytes(self, elements: int) -> int:
         """Bytes of a packed model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pack(self, ctx: Context, stream: Stream, model: Ref) -> Ref:
         """What leaves in place of a model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack(self, ctx: Context, stream: Stream, packed: Ref, dense: Spec) -> Ref:
         """The model that has come, of such a shape."""
-        raise NotImplementedError
 
     def heard_whole(self, stream: Stream, model: Ref) -> None:
         """A model has come as it is."""
@@ -172,13 +173,13 @@ class Sparse(Compression):
         self._since: dict[Stream, int] = {}
         return super().carried(shapes)
 
+    @abstractmethod
     def packed(self, ctx: Context, model: Ref, known: Ref) -> Ref:
         """The elements to tell."""
-        raise NotImplementedError
 
+    @abstractmethod
     def told(self, ctx: Context, known: Ref, packed: Ref) -> Ref:
         """What a receiver knows from now on."""
-        raise NotImplementedError
 
     def kept(self, elements: int) -> int:
         """How many elements a message carries."""
