@@ -14,14 +14,18 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     0: "errors message op clock",
     1: "graph values order solver cache digests identity trust codec topology record row config tape usage timeline"
-    " participants arithmetic logs election membership assumptions durable transfer arrays packing",
+    " drifting participants arithmetic logs election membership assumptions durable transfer arrays packing"
+    " caching placement streaming batching workloads",
     2: "protocol context compute aggregation sparse unify unifiers mailbox requests mods world provenance private"
     " peers cohorts summing chunking oneshot stacking compression",
-    3: "learn privacy store",
+    3: "learn privacy store adapters selection serving testbed",
     4: "live sim",
     5: "testing cli experiment attack daemon",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+
+TENSORIAL = ("learn", "privacy", "attack", "adapters", "selection", "serving", "testbed")
+"""The packages that know torch."""
 
 MOST_FILE_LINES = 400
 MOST_FUNCTION_LINES = 60
@@ -143,8 +147,9 @@ def the_two_worlds_do_not_know_each_other():
 def tensors_stay_in_learn():
     for path in files("node", "protocols"):
         for module, node in imports(path):
-            if module.split(".")[0] in ("torch", "safetensors") and not belongs(path, "learn", "privacy", "attack"):
-                yield at(path, node, f"{module} is imported in node/learn only; use an op, or node.learn.tensors")
+            if module.split(".")[0] in ("torch", "safetensors") and not belongs(path, *TENSORIAL):
+                where = ", ".join(f"node/{package}" for package in TENSORIAL)
+                yield at(path, node, f"{module} is imported in {where} only; use an op, or node.learn.tensors")
 
 
 def protocols_see_only_what_is_public():
