@@ -2,7 +2,7 @@
 
 A message keeps its type and its place; the models in it become packed bytes (:mod:`node.packing`) when it leaves and
 models again before the protocol sees it. A receiver must know how to unpack, so compression wraps all nodes. Messages
-that say ``any_shape`` are left as they are: what they carry is not a model, or masked.
+that say ``any_shape`` are left as they are: what they carry is not a model, or masked; so are those that say ``whole``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Compression(Mod, ABC):
 
     def outgoing(self, ctx: Context, to: int, message: Message) -> Message | None:
         """Pack the models of a message."""
-        refs = [] if message.any_shape else codec.refs(message)
+        refs = [] if message.any_shape or message.whole else codec.refs(message)
         if not any(ref.spec in self._packed for ref in refs):
             return message
         if message is not self._message:
@@ -81,7 +81,7 @@ class Compression(Mod, ABC):
 
     def incoming(self, ctx: Context, sender: int, message: Message) -> Message | None:
         """Unpack the models of a message."""
-        refs = [] if message.any_shape else codec.refs(message)
+        refs = [] if message.any_shape or message.whole else codec.refs(message)
         if not refs:
             return message
         with ctx.aside():  # when a message comes must not change what the node draws

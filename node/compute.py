@@ -24,6 +24,7 @@ from node.world import Done, World
 
 if TYPE_CHECKING:
     from node.context import Context
+    from node.inference import Inference
     from node.mods import Wrapping
     from node.protocol import Protocol
 
@@ -204,6 +205,17 @@ class Compute:
     def lr(self) -> float:
         """Learning rate of this node's next training, as the experiment says."""
         return self._world.workload.lr(self._trains)
+
+    @property
+    def inference(self) -> Inference:
+        """Models and adapters to serve. Raises ProtocolError where the protocol has not declared any."""
+        if self._world.inference is None:
+            raise ProtocolError("this world serves nothing: declare what with the protocol's inference(config, nodes)")
+        return self._world.inference
+
+    def missed(self, trainings: int) -> None:
+        """So many trainings of the schedule have gone by without this node: its learning rate is that of the next."""
+        self._trains += trainings
 
     @property
     def steps(self) -> int:

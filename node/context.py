@@ -22,6 +22,7 @@ from node.mailbox import Mailbox, slot_of
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref
+from node.participants import drawn
 from node.private import Privacy
 from node.protocol import Protocol
 from node.requests import Requests
@@ -132,15 +133,7 @@ class Context(Compute):
 
     def sample(self, k: int, role: str | None = "learner") -> tuple[int, ...]:
         """``k`` different other nodes drawn uniformly (all, where there are fewer), sorted."""
-        roster, gone = self._world.peers(role), self._gone()
-        if 2 * (k + len(gone) + 1) > len(roster):
-            peers = self.peers(role)
-            return peers if k >= len(peers) else tuple(sorted(self.rng.choice(peers, k, replace=False).tolist()))
-        drawn: set[int] = set()
-        while len(drawn) < k:  # most may be drawn: to draw again, where one may not, costs less than to list them
-            picks = self.rng.integers(len(roster), size=k - len(drawn)).tolist()
-            drawn.update(peer for i in picks if (peer := roster[i]) != self.me and peer not in gone)
-        return tuple(sorted(drawn))
+        return drawn(k, self._world.peers(role), self.me, self._gone(), self.rng)
 
     def neighbours(self, round: int = 0, within: TopologySection | None = None) -> tuple[int, ...]:
         """Whom this node sends to in a round, sorted; ``within`` another topology than the experiment's."""
@@ -157,14 +150,7 @@ class Context(Compute):
 
         The weight of a source that was not heard goes back to this node's own model.
         """
-        topology = self._topology(within)
-        own, *rest = topology.weights(self.me, round)
-        sources = topology.sources(self.me, round)
-        if tuple(heard) == sources:
-            return (own, *rest)
-        by_peer = dict(zip(sources, rest, strict=True))
-        chosen = [by_peer[peer] for peer in heard]
-        return (own + sum(by_peer[peer] for peer in sources if peer not in heard), *chosen)
+        return self._topology(within).weights_of(heard, self.me, round)
 
     def _topology(self, within: TopologySection | None) -> Topology:
         return self._world.topology if within is None else self._world.topology_of(within)
@@ -222,7 +208,7 @@ class Context(Compute):
         """Wait for messages of one kind and key; gives them by sender, sorted.
 
         Over when all of ``frm`` have been heard, ``grace_s`` after a ``quorum`` has, or at ``timeout_s`` with what is
-        there. Without quorum and timeout all of ``frm`` are needed.
+        there. Without quorum and timeout all of ``frm`` are needed; with either, none that is gone or has ``passed``.
 
         Raises:
             Unreachable: one that is needed is gone.
@@ -259,6 +245,18 @@ class Context(Compute):
         if frm is not None:
             self._world.watch(self, frm)
         return outcome
+
+    def passed(self, kind: type[Message], **key: Any) -> tuple[int, ...]:
+        """Who has sent messages of a kind that are two rounds later, sorted: one of this is hardly still to come."""
+        return self.mailbox.passed(slot_of(kind, key))
+
+    def excuse(self, peer: int, kind: type[Message], **key: Any) -> None:
+        """Wait for no message of a kind and peer with an earlier key than this, even where all are needed."""
+        self.mailbox.excuse(peer, slot_of(kind, key))
+
+    def forgo(self, kind: type[Message], **key: Any) -> None:
+        """Collect no message of a kind up to this key, and keep none."""
+        self.mailbox.forgo(slot_of(kind, key))
 
     # State
 

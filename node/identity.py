@@ -25,6 +25,8 @@ from node.errors import BadFrame, BadSignature, ConfigError, FrameTooLarge, NotA
 
 CARD_BYTES = 1024
 """No card is longer."""
+OUTBOUND = "outbound"
+"""Instead of an address: of a node that nobody can dial."""
 
 _CARD_DOMAIN = b"starling/card/1\0"
 _FILE_BYTES = 4096
@@ -32,7 +34,7 @@ _FILE_BYTES = 4096
 _Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Bytes64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 _Node = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
-_Address = Annotated[str, msgspec.Meta(max_length=255, pattern=r"^tcp://[A-Za-z0-9._:%\[\]-]+:[0-9]{1,5}\Z")]
+_Address = Annotated[str, msgspec.Meta(max_length=255, pattern=r"^(outbound|tcp://[A-Za-z0-9._:%\[\]-]+:[0-9]{1,5})\Z")]
 _Network = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+\Z")]
 
 
@@ -87,7 +89,7 @@ class Identity:
         except msgspec.ValidationError as error:
             raise ConfigError(
                 f"card: node {node}, address {address!r}, network {network!r}: {error}; allowed are a number below "
-                "2**62, 'tcp://host:port', and up to 128 printable characters without spaces"
+                "2**62, 'tcp://host:port' or 'outbound', and up to 128 printable characters without spaces"
             ) from None
         return Card(*card._fields()[:-1], self.sign(card._signed()))
 
@@ -135,7 +137,7 @@ _CARD = tuple[_Node, _Bytes32, _Bytes32, _Address, _Network, _Bytes64]
 _card_decoder = msgspec.msgpack.Decoder(_CARD)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Card:
     """What a node shows of itself. Believe nothing in it before :meth:`verify`."""
 
@@ -145,11 +147,16 @@ class Card:
     curve_key: bytes
     """CURVE public key, 32 bytes."""
     address: str
-    """Where it listens: ``tcp://host:port``."""
+    """Where it listens: ``tcp://host:port``; or ``outbound``: nowhere, it opens all of its links itself."""
     network: str
     """Which network (or run) the card is for."""
     signature: bytes
     """Ed25519, 64 bytes, over all of the above."""
+
+    @property
+    def is_outbound(self) -> bool:
+        """Whether nobody can dial it."""
+        return self.address == OUTBOUND
 
     def _fields(self) -> tuple[int, bytes, bytes, str, str, bytes]:
         return self.node, self.signing_key, self.curve_key, self.address, self.network, self.signature
@@ -203,10 +210,13 @@ class Card:
 class Roster:
     """The verified cards of one network: every number and every key is there once."""
 
-    def __init__(self, cards: Iterable[Card]) -> None:
-        """Verify the cards; BadSignature for a false one, ConfigError for two that do not go together."""
+    def __init__(self, cards: Iterable[Card], *, are_verified: bool = False) -> None:
+        """Verify the cards, unless they already are; BadSignature for a false one.
+
+        ConfigError for two that do not go together.
+        """
         self._cards = sorted(cards, key=lambda card: card.node)
-        for card in self._cards:
+        for card in self._cards if not are_verified else ():
             card.verify()
         for what in ("node", "signing_key", "curve_key"):
             _refuse_twins(self._cards, what)

@@ -1,7 +1,7 @@
 """Where a node's messages wait to be collected: a state machine without I/O.
 
 A wait is over at once, in one wake-up, when everybody it waits for has been heard, when a quorum has (and its grace has
-passed), at its deadline, or when those who are missing are known to be gone.
+passed), at its deadline, or when those who are missing are known to be gone, or to be further on already.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from node.message import Message, Slot
 
 _MOST_UNCLAIMED = 256
 """Slots that one sender may open before anybody collects them: rounds that it may be ahead of us."""
+
+_PASSED = 2
+"""Rounds that a sender is ahead when a message is not waited for any longer where it is not needed. Not one: links keep
+no strict order (a small message overtakes a large one, jitter does anything), but hardly is one late by two rounds."""
 
 
 def describe(slot: Slot) -> str:
@@ -34,6 +38,11 @@ def slot_of(kind: type[Message], key: Mapping[str, Any]) -> Slot:
         wanted = ", ".join(f"{field}=" for field in fields) or "no key"
         raise ProtocolError(f"collect({kind.__name__}) takes {wanted}; got {sorted(key) or 'none'}")
     return (kind, *[key[field] for field in fields])
+
+
+def _is_past(slot: Slot, other: Slot) -> bool:
+    """Whether a slot is of the same kind and two rounds later, or more; of slots whose keys begin with a number."""
+    return slot[0] is other[0] and len(slot) > 1 and isinstance(slot[1], int) and slot[1] - other[1] >= _PASSED
 
 
 class Box:
@@ -94,7 +103,7 @@ class Box:
 class Mailbox:
     """One node's undelivered messages and open waits."""
 
-    __slots__ = ("_boxes", "_clock", "_closed", "_newest", "_opened", "late", "owner")
+    __slots__ = ("_boxes", "_clock", "_closed", "_excused", "_lenient", "_newest", "_opened", "late", "owner")
 
     def __init__(self, owner: int, clock: Clock) -> None:
         self.owner = owner
@@ -107,6 +116,10 @@ class Mailbox:
         self._opened: dict[int, int] = {}
         """How many boxes each sender has opened that nobody has collected."""
         self._closed: dict[type[Message], tuple[Any, ...]] = {}
+        self._lenient: dict[Slot, Box] = {}
+        """The waits for certain peers that can do without them."""
+        self._excused: dict[tuple[type[Message], int], tuple[Any, ...]] = {}
+        """The first key of a kind that a peer has something to say of, where it has left out others."""
 
     def put(self, sender: int, message: Message) -> None:
         """Take in a message; may end a wait. A newer one of the same sender and slot takes the older one's place."""
@@ -119,6 +132,8 @@ class Mailbox:
         messages = box.messages
         if box.future is None or sender in messages or box.future.cancelled():
             box.take(sender, message)
+            if self._lenient:
+                self._pass_by(sender, message.slot)
             return
         box.take(sender, message)
         if box.frm is None or sender in box.frm:
@@ -163,12 +178,14 @@ class Mailbox:
             why = "again" if box is None else "twice at once"
             raise ProtocolError(f"node {self.owner} collects {describe(slot)} {why}; a key is collected once, rising")
         if frm is not None:
-            frm = sorted(set(frm))
+            frm = [peer for peer in sorted(set(frm)) if peer in box.messages or not self._is_excused(peer, slot)]
         box.frm, box.quorum, box.grace_s, box.each = frm, quorum, grace_s, each
         if each is not None:
             heard = sorted(box.messages) if frm is None else [peer for peer in frm if peer in box.messages]
             box.messages = {peer: each(peer, box.messages[peer]) for peer in heard}
         box.strict = quorum is None and timeout_s is None
+        if not (box.strict or frm is None or len(self._boxes) == 1 or box.messages.keys() >= set(frm)):
+            lost = {*lost, *self.passed(slot)}
         box.awaited = -1 if frm is None else self._missing(box, frm, lost)
         enough = quorum is not None and box.heard() >= quorum
         if box.awaited == 0 or (enough and not grace_s):
@@ -176,6 +193,8 @@ class Mailbox:
             return box.empty()
         box.since_s = self._clock.time()
         box.future = self._clock.create_future()
+        if frm is not None and not box.strict:
+            self._lenient[slot] = box
         if timeout_s is not None:
             self._clock.post(timeout_s, self._finish, box, Priority.TIMER)
         if enough:
@@ -220,6 +239,7 @@ class Mailbox:
 
     def _close(self, slot: Slot) -> None:
         box = self._boxes.pop(slot)
+        self._lenient.pop(slot, None)
         if box is self._newest:
             self._newest = None
         if self._opened[box.opener] == 1:
@@ -239,10 +259,51 @@ class Mailbox:
                 if box.future is not None and not box.future.done():
                     box.future.set_exception(self._unreachable(box, peer))
                 continue
-            box.gone = (*box.gone, peer)
-            box.awaited -= 1
-            if box.awaited == 0:
-                self._finish(box)
+            self._forgo(box, peer)
+
+    def _forgo(self, box: Box, peer: int) -> None:
+        """Wait no longer for a peer that was missing."""
+        box.gone = (*box.gone, peer)
+        box.awaited -= 1
+        if box.awaited == 0:
+            self._finish(box)
+
+    def _pass_by(self, sender: int, slot: Slot) -> None:
+        """Somebody has said something that nobody waits for: perhaps it is past what is waited for."""
+        for waited, box in list(self._lenient.items()):
+            missing = sender in (box.frm or ()) and sender not in box.messages and sender not in box.gone
+            if missing and _is_past(slot, waited):
+                self._forgo(box, sender)
+
+    def passed(self, slot: Slot) -> tuple[int, ...]:
+        """Who has sent messages of this kind that are two rounds later, sorted: one of this is hardly still to come."""
+        later = [box.messages for other, box in self._boxes.items() if _is_past(other, slot)]
+        return tuple(sorted({peer for messages in later for peer in messages}))
+
+    def excuse(self, peer: int, slot: Slot) -> None:
+        """A peer says nothing of this kind before this key: no wait is for it, not even where all are needed."""
+        self._excused[slot[0], peer] = slot[1:]
+        for box in self._waiting():
+            if peer in (box.frm or ()) and peer not in box.messages and self._is_excused(peer, box.slot):
+                box.frm = [other for other in box.frm or () if other != peer]
+                if peer not in box.gone:
+                    box.awaited -= 1
+                if box.awaited == 0:
+                    self._finish(box)
+
+    def _is_excused(self, peer: int, slot: Slot) -> bool:
+        first = self._excused.get((slot[0], peer)) if self._excused else None
+        return first is not None and slot[1:] < first
+
+    def forgo(self, slot: Slot) -> None:
+        """Nothing up to this key is collected any more: what is there for it is dropped, and what comes will be."""
+        kind, key = slot[0], slot[1:]
+        for old in [other for other in self._boxes if other[0] is kind and other[1:] <= key]:
+            if self._boxes[old].future is None:
+                self.late += len(self._boxes[old].messages)
+                self._close(old)
+        if key:
+            self._closed[kind] = max(key, self._closed.get(kind, key))
 
     def _waiting(self) -> list[Box]:
         return [box for box in self._boxes.values() if box.future is not None and not box.future.cancelled()]

@@ -10,7 +10,8 @@ Fields are numbers, strings, bytes, :class:`~node.op.Ref`, and tuples, lists and
 name ends in the version: a message whose fields change gets a new one. The key fields say which ``collect`` a message
 belongs to; where there is one, keys are collected in rising order, so that what comes late can be told from what comes
 early. Refs are models, of the shape that all nodes of the experiment share, unless the message says ``any_shape=True``:
-a live node refuses anything else before a protocol sees it.
+a live node refuses anything else before a protocol sees it. With ``whole=True`` they are told once, to a node that has
+nothing to go by: no compression touches them, and where nodes have stores, large ones pass between these.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ class Message:
     wire_name: ClassVar[str] = ""
     key_fields: ClassVar[tuple[str, ...]] = ()
     any_shape: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     slot: ClassVar[Slot]  # set on each instance: a class variable only to the dataclass
 
-    def __init_subclass__(cls, *, name: str, key: tuple[str, ...] = (), any_shape: bool = False, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, *, name: str, key: tuple[str, ...] = (), any_shape: bool = False, whole: bool = False, **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
         fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -48,7 +52,7 @@ class Message:
         known = _registry.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ProtocolError(f"{cls.__qualname__}: the wire name {name!r} already belongs to {known.__qualname__}")
-        cls.wire_name, cls.key_fields, cls.any_shape = name, key, any_shape
+        cls.wire_name, cls.key_fields, cls.any_shape, cls.whole = name, key, any_shape, whole
         _registry[name] = cls
 
     def __post_init__(self) -> None:

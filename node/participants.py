@@ -8,7 +8,7 @@ its number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +16,18 @@ import numpy as np
 
 VIRTUAL = "virtual"
 """The role of virtual nodes."""
+
+
+def drawn(k: int, roster: Sequence[int], me: int, gone: Collection[int], rng: np.random.Generator) -> tuple[int, ...]:
+    """``k`` different members of a roster drawn uniformly (all, where there are fewer), sorted; neither me nor gone."""
+    if 2 * (k + len(gone) + 1) > len(roster):
+        peers = [peer for peer in roster if peer != me and peer not in gone]
+        return tuple(peers if k >= len(peers) else sorted(rng.choice(peers, k, replace=False).tolist()))
+    found: set[int] = set()
+    while len(found) < k:  # most may be drawn: to draw again, where one may not, costs less than to list them
+        picks = rng.integers(len(roster), size=k - len(found)).tolist()
+        found.update(peer for i in picks if (peer := roster[i]) != me and peer not in gone)
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True)

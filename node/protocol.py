@@ -14,6 +14,7 @@ from node.row import Row
 
 if TYPE_CHECKING:
     from node.context import Context
+    from node.inference import Inference
 
 M = TypeVar("M", bound=Message)
 P = TypeVar("P", bound="Protocol")
@@ -139,6 +140,11 @@ class Protocol:
     @classmethod
     def asked(cls, config: Any) -> Asked | None:
         """The one-shot algorithm that it runs, and what clients may reveal to it; None: it runs none."""
+        return None
+
+    @classmethod
+    def inference(cls, config: Any, nodes: int) -> Inference | None:
+        """What there is to serve, for ``ctx.inference``, where nobody brings a real model; None: it serves nothing."""
         return None
 
     @classmethod

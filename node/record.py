@@ -6,16 +6,17 @@ import math
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from node.errors import ProtocolError
 from node.op import Ref, Value
 from node.row import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _SENT = "bytes_sent"
 """The metric with which a node tells the bytes that it has sent in all."""
@@ -199,6 +200,8 @@ class Recorder:
 
     def table(self) -> pa.Table:
         """The long table: time_s, node, round, metric, value. A copy: rows may be added while it is in use."""
+        import pyarrow as pa  # only now: 30 MB that a node does without until it writes
+
         metrics = pa.DictionaryArray.from_arrays(
             pa.array(np.frombuffer(self._metric, dtype=np.uint32).astype(np.int32)), pa.array(self._names, pa.string())
         )
@@ -219,6 +222,8 @@ class Recorder:
 
     def write(self, path: Path) -> None:
         """Write the table as Parquet."""
+        import pyarrow.parquet as pq
+
         pq.write_table(self.table(), path)
 
 

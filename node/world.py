@@ -31,6 +31,7 @@ from node.unify import UnifyOps
 
 if TYPE_CHECKING:
     from node.context import Context
+    from node.inference import Inference
 
 T = TypeVar("T")
 
@@ -192,6 +193,8 @@ class World(Interface):
     """Where somebody wants to know how values came to be."""
     mechanisms: Mechanisms | None
     """What hides models from others, where it is at hand."""
+    inference: Inference | None
+    """Models and adapters to serve, where the experiment is about that."""
 
     @property
     def clock(self) -> Clock:

@@ -7,12 +7,14 @@ either in between: so the sum of all models is preserved exactly, and no node ev
 
 Absent neighbours: a node draws among those that are not known to be gone, and trains on alone where there are none. One
 that does not answer in ``deadline_s`` costs it that time, and no exchange takes place; only where the answer alone was
-lost has the other moved, and then the sum changes. One that comes back has its saved model, and is drawn again.
+lost has the other moved, and then the sum changes. One that comes back takes the round and model of a neighbour that is
+further (``protocols/catching_up.py``), which changes the sum too, or else has its saved ones; and is drawn again.
 """
 
 from pydantic import Field
 
 from node import Context, DeadlineExceeded, Message, Protocol, Ref, Unreachable, on, shift
+from protocols.catching_up import CatchingUp
 
 
 class Exchange(Message, name="adpsgd/exchange/1"):
@@ -21,7 +23,7 @@ class Exchange(Message, name="adpsgd/exchange/1"):
     model: Ref
 
 
-class ADPSGD(Protocol):
+class ADPSGD(CatchingUp):
     """Asynchronous pairwise gossip; goes on when neighbours die."""
 
     aggregates = True
@@ -49,15 +51,23 @@ class ADPSGD(Protocol):
         self.model = ctx.initial_model()
         first = 0
         if saved := ctx.restore():
-            self.model, first = saved["model"], saved["round"]
+            self.model, first = await self.resumed(ctx, saved["model"], saved["round"])
         for round in range(first, self.config.rounds):
             start, self.progress = self.model, round / self.config.rounds
+            self.begin(round, start)
             trained = await ctx.train(start)
             self.model = ctx.apply(shift, self.model, trained, start)
             await self.exchange_with_one(ctx, round)
             ctx.record(round=round, **ctx.judge(self.model))
             await ctx.checkpoint(round=round + 1, model=self.model)
+        self.begin(self.config.rounds, self.model)
         return self.model
+
+    async def resumed(self, ctx: Context, saved: Ref, round: int) -> tuple[Ref, int]:
+        """The model and round to go on with; exchanges that others have begun meanwhile count."""
+        self.model = saved
+        first, model = await self.caught_up(ctx, round, saved, self.config.deadline_s)
+        return (ctx.apply(shift, self.model, model, saved) if first > round else self.model), first
 
     async def exchange_with_one(self, ctx: Context, round: int) -> None:
         """Average with a random neighbour, unless there is none or it does not answer."""

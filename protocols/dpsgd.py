@@ -4,13 +4,15 @@ Lian, Zhang, Zhang, Hsieh, Zhang, Liu: Can Decentralized Algorithms Outperform C
 
 Absent neighbours: without ``deadline_s`` all are needed, and one that is gone ends the run. With it, a round closes at
 the deadline, or when all that are not gone have sent; the mixing weight of those that have not goes to a node's own
-model in that round. A node that comes back goes on with the round after the one that it has saved; models of rounds
-that it has missed are gone, and of later ones they wait for it, so that it is soon where the others are.
+model in that round. A node that comes back, or finds that most are past its round, goes on in the round of its
+neighbours with the model of one (``protocols/catching_up.py``); where they are no further, in the round after the one
+that it has saved.
 """
 
 from pydantic import Field
 
 from node import Context, Message, Protocol, Ref
+from protocols.catching_up import CatchingUp
 
 
 class Model(Message, name="dpsgd/model/1", key=("round",)):
@@ -20,10 +22,11 @@ class Model(Message, name="dpsgd/model/1", key=("round",)):
     model: Ref
 
 
-class DPSGD(Protocol):
+class DPSGD(CatchingUp):
     """Synchronous gossip over a fixed or changing undirected or circulant topology."""
 
     aggregates = True
+    awaited = Model
 
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
@@ -37,17 +40,19 @@ class DPSGD(Protocol):
 
     async def run(self, ctx: Context) -> Ref:
         """Take part in every round; the final model is the last mix."""
-        model, first = ctx.initial_model(), 0
+        round, model, deadline_s = 0, ctx.initial_model(), self.config.deadline_s or None
         if saved := ctx.restore():
-            model, first = saved["model"], saved["round"]
-        for round in range(first, self.config.rounds):
+            round, model = saved["round"], saved["model"]
+            round, model = await self.caught_up(ctx, round, model, deadline_s)
+        while round < self.config.rounds:
+            self.begin(round, model)
             model = await ctx.train(model)
-            await ctx.send(ctx.neighbours(round), Model(round=round, model=model))
-            heard = await ctx.collect(
-                Model, frm=ctx.sources(round), timeout_s=self.config.deadline_s or None, round=round
-            )
+            await self.tell(ctx, ctx.neighbours(round), Model(round=round, model=model), model)
+            heard = await ctx.collect(Model, frm=ctx.sources(round), timeout_s=deadline_s, round=round)
             others = {peer: message.model for peer, message in heard.items()}
             model = ctx.aggregate(model, others, ctx.weights(heard, round), progress=round / self.config.rounds)
             ctx.record(round=round, **ctx.judge(model))
             await ctx.checkpoint(round=round + 1, model=model)
+            round, model = await self.after(ctx, round, model, heard, deadline_s)
+        self.begin(round, model)
         return model

@@ -9,14 +9,18 @@ as soon as ``degree`` models are there, and at the deadline otherwise.
 
 Absent neighbours: ``local`` draws its receivers among those that are not known to be gone, and averages what has come
 by the deadline, nothing but its own model if need be. ``oracle`` does not draw around them: without ``deadline_s`` all
-are needed, and one that is gone ends the run; with it, the average is over those that have sent.
+are needed, and one that is gone ends the run; with it, the average is over those that have sent. A node that comes
+back (in ``oracle``, also one that finds most past its round) goes on in the round of ``degree`` others with the model
+of one (``protocols/catching_up.py``); where they are no further, in the round after the one that it has saved.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from node import ConfigError, Context, Message, Protocol, Ref, TopologySection
+from protocols.catching_up import CatchingUp
 
 
 class Model(Message, name="epidemic/model/1", key=("round",)):
@@ -26,11 +30,12 @@ class Model(Message, name="epidemic/model/1", key=("round",)):
     model: Ref
 
 
-class Epidemic(Protocol):
+class Epidemic(CatchingUp):
     """Randomized gossip; uniform average over a node and those it heard."""
 
     uses_topology = False
     aggregates = True
+    awaited = Model
 
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
@@ -67,27 +72,43 @@ class Epidemic(Protocol):
 
     async def run(self, ctx: Context) -> Ref:
         """Take part in every round; the final model is the last average."""
-        model, first = ctx.initial_model(), 0
+        round, model = 0, ctx.initial_model()
         if saved := ctx.restore():
-            model, first = saved["model"], saved["round"]
-        for round in range(first, self.config.rounds):
+            round, model = saved["round"], saved["model"]
+            round, model = await self.caught_up(ctx, round, model, self.deadline_s)
+        while round < self.config.rounds:
+            self.begin(round, model)
             model = await ctx.train(model)
             heard = await self.exchange(ctx, Model(round=round, model=model))
             others = {peer: message.model for peer, message in heard.items()}
             model = ctx.aggregate(model, others, progress=round / self.config.rounds)
             ctx.record(round=round, **ctx.judge(model))
             await ctx.checkpoint(round=round + 1, model=model)
+            if self.config.variant == "local":
+                round += 1  # nobody is waited for, so that nobody who is past a round is missed in it
+            else:
+                round, model = await self.after(ctx, round, model, heard, self.deadline_s)
+        self.begin(round, model)
         return model
+
+    @property
+    def deadline_s(self) -> float | None:
+        """Longest wait for the models of a round; None: without end."""
+        return self.config.deadline_s or (0.5 if self.config.variant == "local" else None)
+
+    def partners(self, ctx: Context, round: int) -> Sequence[int]:
+        """Whom this node sends to in a round; drawn anew at each call where it is the node that draws."""
+        degree = self.config.degree
+        return ctx.sample(degree) if self.config.variant == "local" else ctx.neighbours(round, within=_graph(degree))
 
     async def exchange(self, ctx: Context, message: Model) -> dict[int, Model]:
         """Send to this round's receivers, and hear this round's senders."""
-        degree, deadline_s, round = self.config.degree, self.config.deadline_s, message.round
-        if self.config.variant == "oracle":
-            neighbours = ctx.neighbours(round, within=_graph(degree))
-            await ctx.send(neighbours, message)
-            return await ctx.collect(Model, frm=neighbours, timeout_s=deadline_s, round=round)
-        await ctx.send(ctx.sample(degree), message)
-        return await ctx.collect(Model, quorum=degree, timeout_s=deadline_s or 0.5, round=round)
+        round = message.round
+        partners = self.partners(ctx, round)
+        await self.tell(ctx, partners, message, message.model)
+        if self.config.variant == "local":
+            return await ctx.collect(Model, quorum=self.config.degree, timeout_s=self.deadline_s, round=round)
+        return await ctx.collect(Model, frm=partners, timeout_s=self.deadline_s, round=round)
 
 
 def _graph(degree: int) -> TopologySection:

@@ -10,11 +10,14 @@ Absent neighbours: without ``deadline_s`` all are needed, and one that is gone e
 the deadline, or when all that are not gone have sent. In place of a share that has not come, or whose weight cannot be
 (all together are as many as there are nodes), a node takes its own once more. That does not change its estimate; to
 leave it out would from round to round drain its weight, until steps of training, which are not divided, are too long.
+A node that comes back, or finds that most are past its round, goes on in the round of its neighbours with the estimate
+of one and its own weight (``protocols/catching_up.py``); where they are no further, with what it has saved.
 """
 
 from pydantic import Field
 
 from node import Context, Message, Protocol, Ref, scale, shift
+from protocols.catching_up import CatchingUp
 
 
 class Share(Message, name="pushsum/share/1", key=("round",)):
@@ -25,8 +28,10 @@ class Share(Message, name="pushsum/share/1", key=("round",)):
     weight: float
 
 
-class PushSum(Protocol):
+class PushSum(CatchingUp):
     """Synchronous push-sum over the topology's outgoing edges."""
+
+    awaited = Share
 
     class Config(Protocol.Config):
         """Options of ``[protocol]``."""
@@ -40,26 +45,30 @@ class PushSum(Protocol):
 
     async def run(self, ctx: Context) -> Ref:
         """Take part in every round; the final model is the last estimate ``z`` of the average."""
-        mass = estimate = ctx.initial_model()
-        weight, first = 1.0, 0
+        mass = estimate = own = ctx.initial_model()
+        round, weight, deadline_s = 0, 1.0, self.config.deadline_s or None
         if saved := ctx.restore():
-            mass, estimate, weight, first = saved["mass"], saved["estimate"], saved["weight"], saved["round"]
-        for round in range(first, self.config.rounds):
+            round, mass, own, weight = saved["round"], saved["mass"], saved["estimate"], saved["weight"]
+            round, estimate = await self.caught_up(ctx, round, own, deadline_s)
+        while round < self.config.rounds:
+            if estimate is not own:  # a peer's takes its place, with the same weight
+                mass = ctx.apply(scale, estimate, by=weight)
+            self.begin(round, estimate)
             trained = await ctx.train(estimate)
             mass = ctx.apply(shift, mass, trained, estimate)
 
             receivers = ctx.neighbours(round)
             part = 1.0 / (len(receivers) + 1)
             share = Share(round=round, model=ctx.apply(scale, mass, by=part), weight=weight * part)
-            await ctx.send(receivers, share)
-            heard = await ctx.collect(
-                Share, frm=ctx.sources(round), timeout_s=self.config.deadline_s or None, round=round
-            )
+            await self.tell(ctx, receivers, share, estimate)
+            heard = await ctx.collect(Share, frm=ctx.sources(round), timeout_s=deadline_s, round=round)
             given = [heard.get(source, share) for source in ctx.sources(round)]
             shares = [share, *(other if 0 < other.weight <= len(ctx.nodes) else share for other in given)]
             mass = ctx.mix([s.model for s in shares], weights=[1.0] * len(shares))
             weight = sum(s.weight for s in shares)
-            estimate = ctx.apply(scale, mass, by=1.0 / weight)
-            ctx.record(round=round, **ctx.judge(estimate))
-            await ctx.checkpoint(round=round + 1, mass=mass, estimate=estimate, weight=weight)
+            own = ctx.apply(scale, mass, by=1.0 / weight)
+            ctx.record(round=round, **ctx.judge(own))
+            await ctx.checkpoint(round=round + 1, mass=mass, estimate=own, weight=weight)
+            round, estimate = await self.after(ctx, round, own, heard, deadline_s)
+        self.begin(round, estimate)
         return estimate

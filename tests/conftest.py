@@ -29,3 +29,14 @@ def pytest_addoption(parser):
 @pytest.fixture
 def rewrite(request):
     return request.config.getoption("--rewrite")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny products take one thread: on a busy machine a second one is waited for, for longer than it helps."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import betaincinv  # type: ignore[import-untyped]
-from sklearn.metrics import roc_curve
+import scipy  # type: ignore[import-untyped]
 
 from node.errors import ConfigError
 
@@ -64,6 +63,8 @@ class Leakage(NamedTuple):
 
 def curve(scores: np.ndarray, members: np.ndarray) -> Curve:
     """The attack's curve. Raises ConfigError unless there are members and non-members, and all scores are numbers."""
+    from sklearn.metrics import roc_curve  # only now: nodes that attack nobody do without scikit-learn's 75 MB
+
     _check(scores, members)
     return Curve(*roc_curve(members, scores, drop_intermediate=False))
 
@@ -164,8 +165,8 @@ def clopper_pearson_bounds(successes: np.ndarray, trials: int, level: float = LE
     """The intervals of :func:`clopper_pearson` for many counts at once: lower and upper ends."""
     tail = (1 - level) / 2
     some, not_all = np.maximum(successes, 1), np.minimum(successes, trials - 1)
-    low = np.where(successes > 0, betaincinv(some, trials - some + 1, tail), 0.0)
-    high = np.where(successes < trials, betaincinv(not_all + 1, trials - not_all, 1 - tail), 1.0)
+    low = np.where(successes > 0, scipy.special.betaincinv(some, trials - some + 1, tail), 0.0)
+    high = np.where(successes < trials, scipy.special.betaincinv(not_all + 1, trials - not_all, 1 - tail), 1.0)
     return low, high
 
 

@@ -17,6 +17,7 @@ _OPTIONAL = {
     "datasets": "Hugging Face data sets: pip install 'starling-node[data]'",
     "distributed": "executor.kind = dask: pip install 'starling-node[cluster]'",
     "dp_accounting": "the tightest accountant, pld: pip install 'starling-node[privacy]'",
+    "transformers": "serving and the test bed: pip install 'starling-node[serve]'",
 }
 
 

@@ -16,6 +16,8 @@ import typer
 from node.cli.bench import app as bench
 from node.cli.network import app as network
 from node.cli.privacy import app as privacy
+from node.cli.serve import serve
+from node.cli.store import app as store
 from node.errors import ConfigError, StarlingError
 
 SUCCESS, WRONG_INPUT, FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -40,6 +42,8 @@ app = typer.Typer(
 app.add_typer(privacy, name="privacy")
 app.add_typer(bench, name="bench")
 app.add_typer(network, name="network")
+app.add_typer(store, name="store")
+app.command()(serve)
 
 
 class Clock(StrEnum):
@@ -129,6 +133,9 @@ def node(
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where peers' links come in.")] = "",
     advertise: Annotated[str, typer.Option(metavar="HOST:PORT", help="What peers are told, if that differs.")] = "",
     admin: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where health, metrics and control are.")] = "",
+    outbound: Annotated[
+        bool, typer.Option("--outbound", help="Nobody can dial this node (NAT): it opens all links itself.")
+    ] = False,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="For machines with little of it; see deploy/edge.md.")
     ] = False,
@@ -139,6 +146,7 @@ def node(
     # Until the node listens to it itself there is nothing to lose; a container's first process would ignore it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(SUCCESS))
     flags = {"state": state, "listen": listen, "advertise": advertise, "admin": admin}
+    flags["outbound"] = "true" if outbound else ""
     flags["low_memory"] = "true" if low_memory else ""
     raise typer.Exit(run_one(config, join, {key: value for key, value in flags.items() if value}))
 
@@ -299,6 +307,18 @@ def list_(
             typer.echo(f"{kind}:")
         for name, meaning in names.items():
             typer.echo(f"  {name:<{max(16, *map(len, names))}} {meaning}".rstrip())
+
+
+@app.command("testbed")
+def bed(
+    out: Annotated[Path | None, typer.Option(help="Where to keep it; default: this user's cache.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a tiny model and eight adapters that differ in skill, once: two minutes, for trying out selection."""
+    from node.cli.testbed import prepare_and_tell
+
+    prepare_and_tell(out, seed, as_json)
 
 
 @app.command()

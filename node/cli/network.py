@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _LONGEST_S = 3_650 * 86_400
+_DEADLINE_S = 10.0
+"""Of a round, where an experiment says none: of nodes on many machines one is away sooner or later."""
 
 app = typer.Typer(help="A network's identity, invitations and members.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -50,9 +52,13 @@ def create(
     from node.experiment.setup import prepare
     from node.trust.folder import NetworkFolder
 
-    config = load(experiment, [*(sets or []), "clock=real"], os.environ)
+    asked = [*(sets or []), "clock=real"]
+    config = load(experiment, asked, os.environ)
     address = _admission(listen, advertise)
-    prepare(config)  # what no node could start with is no network's
+    setup = prepare(config)  # what no node could start with is no network's
+    waits_for_ever = getattr(setup.options, "deadline_s", None) == 0.0 and "deadline_s" not in config.protocol.options
+    if waits_for_ever:
+        config = load(experiment, [*asked, f"protocol.deadline_s={_DEADLINE_S}"], os.environ)
     text = tomli_w.dumps(config.model_dump(exclude_none=True))
     network = NetworkFolder.create(folder, name or config.name, text, config.nodes, address, open=open)
     peer = _found(network, listen, advertise)
@@ -61,6 +67,8 @@ def create(
         typer.echo(json.dumps(facts))
         return
     typer.echo(f"network {facts['name']}, id {facts['id']}, in {folder}: {config.nodes} nodes of {config.name}")
+    if waits_for_ever:
+        typer.echo(f"no round waits longer than {_DEADLINE_S:g} s for a node that is away (protocol.deadline_s)")
     typer.echo(f"start its first node:  starling node --config {folder / 'node.toml'}")
     typer.echo(f"invite another:        starling network invite --folder {folder}")
     if address.startswith(("127.", "localhost:", "[::1]:")):
@@ -154,12 +162,30 @@ def revoke(
 
 
 @app.command()
-def rotate(folder: Folder = FOLDER) -> None:
-    """Replace the admission key; what the old one has signed counts for overlap_days more."""
+def rotate(
+    folder: Folder = FOLDER,
+    member: Annotated[
+        Path | None,
+        typer.Option(metavar="STATE", help="Replace a stopped member's keys, by its state folder, instead."),
+    ] = None,
+) -> None:
+    """Replace the admission key, or a member's keys; what the old one has signed counts for overlap_days more."""
+    if member is not None:
+        _rekey(member)
+        return
     network = _opened(folder)
     succession = network.rotate(time.time())
     _note(network, "rotate", f"admission key {succession.new_key.hex()}")
     typer.echo(f"admission key  {succession.new_key.hex()}, the old one's certificates end {_when(succession.until_s)}")
+
+
+def _rekey(member: Path) -> None:
+    from node.daemon.rekeying import rekey
+    from node.trust.certificate import id_text
+
+    certificate, until_s = rekey(member)
+    peer = id_text(certificate.peer_id)
+    typer.echo(f"node {certificate.node} is peer {peer} from its next start, its old keys end {_when(until_s)}")
 
 
 def _opened(folder: Path) -> NetworkFolder:
@@ -250,7 +276,10 @@ def _note(network: NetworkFolder, action: str, what: str) -> None:
         actor = getpass.getuser()
     except (KeyError, OSError):  # in a container, a user without a name
         actor = f"user {os.getuid()}"
-    network.audit.record(time.time(), actor, action, what)
+    try:
+        network.audit.record(time.time(), actor, action, what)
+    except OSError as error:  # what was decided is in the ledger, and counts
+        typer.echo(f"starling: {action} is done, but not in the audit: {error.strerror}", err=True)
 
 
 def _duration_s(text: str) -> int:

@@ -57,10 +57,10 @@ def as_lines(found: Mapping[str, Any]) -> str:
 
 
 def as_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Peers, a line for each: who, in which state and since when, how far away, where, and what for."""
+    """Peers, a line for each: who, in which state and since when, how far away, how it is reached, and what for."""
     if not found:
         return "no peers"
-    rows = [("NODE", "STATE", "SINCE", "RTT", "ADDRESS", "ROLE"), *map(_row, found)]
+    rows = [("NODE", "STATE", "SINCE", "RTT", "PATH", "ADDRESS", "ROLE"), *map(_row, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_line(row, widths) for row in rows)
 
@@ -72,9 +72,15 @@ def _row(peer: Mapping[str, Any]) -> tuple[str, ...]:
         _shown(peer["state"]),
         "-" if since_s is None else _duration(since_s),
         "-" if rtt_s is None else f"{rtt_s * 1000:.1f} ms",
+        _path(peer),
         _shown(peer.get("address")),
         _shown(peer.get("role")),
     )
+
+
+def _path(peer: Mapping[str, Any]) -> str:
+    via = peer.get("via")
+    return _shown(peer.get("path")) if via is None else f"relay via {via}"
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -23,33 +23,47 @@ _NEEDED = {
     "loss": ("rate",),
     "delay": ("delay_s",),
     "garbage": ("nodes", "rate"),
+    "drift": ("nodes", "drift"),
+    "full-disk": ("nodes",),
 }
 _ALLOWED = {
     "slow": ("for_s",),
-    "partition": ("for_s",),
-    "loss": ("nodes", "for_s"),
-    "delay": ("nodes", "for_s", "jitter_s"),
+    "partition": ("for_s", "one_way"),
+    "loss": ("nodes", "to", "for_s"),
+    "delay": ("nodes", "to", "for_s", "jitter_s"),
     "garbage": ("for_s",),
+    "drift": ("for_s",),
+    "full-disk": ("for_s",),
 }
+_KEYS = ("nodes", "to", "groups", "one_way", "for_s", "rate", "drift", "delay_s", "jitter_s")
+_ALONE = (("crash", "restart", "pause", "slow"), ("drift",), ("full-disk",))
+"""Kinds of which a node bears one at a time."""
 
 
 class InjectedFaultSection(Section):
     """One thing that goes wrong; ``starling run`` sees to it under both clocks."""
 
-    kind: Literal["crash", "restart", "pause", "slow", "partition", "loss", "delay", "garbage"]
+    kind: Literal["crash", "restart", "pause", "slow", "partition", "loss", "delay", "garbage", "drift", "full-disk"]
     """``crash``: gone for good; ``restart``: killed, and started again with what it has saved; ``pause``: stopped;
     ``slow``: computes at a share of its speed; ``partition``: no message passes between groups; ``loss``: a share of
-    messages gets lost; ``delay``: messages come later; ``garbage``: a share of messages comes as random bytes."""
+    messages gets lost; ``delay``: messages come later; ``garbage``: a share of messages comes as random bytes;
+    ``drift``: the node's clock runs fast or slow; ``full-disk``: no checkpoint can be written."""
     at_s: NotNegative = 0.0
     """When it begins, in seconds of the run."""
     for_s: Positive | None = None
     """How long it lasts (of a restart: how long the node is away); absent: to the end of the run."""
     nodes: tuple[Node, ...] | None = Field(None, min_length=1)
     """Who is hit; of ``loss`` and ``delay``: whose messages, absent: all nodes'."""
+    to: tuple[Node, ...] | None = Field(None, min_length=1)
+    """Of ``loss`` and ``delay``: messages to whom; absent: to all."""
     groups: tuple[tuple[Node, ...], ...] | None = Field(None, min_length=1)
     """The sides of a partition; nodes in none are a side of their own."""
+    one_way: bool | None = None
+    """Whether only what the groups send gets lost, and what they are sent does not."""
     rate: float | None = Field(None, gt=0, lt=1)
     """Share of messages that are lost or garbage; share of its speed that a slow node has."""
+    drift: float | None = Field(None, gt=-1, le=1)
+    """Seconds that a clock gains in each second; one that is slow: below 0."""
     delay_s: Positive | None = None
     """How much later messages come."""
     jitter_s: NotNegative | None = None
@@ -64,7 +78,7 @@ class InjectedFaultSection(Section):
     def _complete(self) -> Self:
         needed = _NEEDED[self.kind]
         allowed = needed + _ALLOWED.get(self.kind, ())
-        for key in ("nodes", "groups", "for_s", "rate", "delay_s", "jitter_s"):
+        for key in _KEYS:
             if key in needed and getattr(self, key) is None:
                 raise ValueError(f"kind = {self.kind!r} needs {key!r}; its keys: at_s, {', '.join(allowed)}")
             if key not in allowed and getattr(self, key) is not None:
@@ -81,20 +95,21 @@ class _Absence(NamedTuple):
 
 
 def check_faults(faults: Sequence[InjectedFaultSection], nodes: int) -> None:
-    """See that faults are about nodes that exist, and that no two of them stop or kill one node at a time.
+    """See that faults are about nodes that exist, and that no two of one sort hit one node at a time.
 
     Raises:
         ConfigError: they do not; names the fault and the key.
     """
-    absences: dict[int, list[_Absence]] = {}
+    absences: dict[tuple[int, Sequence[str]], list[_Absence]] = {}
     for i, fault in enumerate(faults):
         key = f"faults[{i}]"
         _exist(f"{key}.nodes", fault.nodes or (), nodes)
+        _exist(f"{key}.to", fault.to or (), nodes)
         _separate(f"{key}.groups", fault.groups or (), nodes)
-        if fault.kind in ("crash", "restart", "pause", "slow"):
+        for sort in (sort for sort in _ALONE if fault.kind in sort):
             for node in fault.nodes or ():
-                absences.setdefault(node, []).append(_Absence(fault.at_s, fault.end_s, key))
-    for node, spans in sorted(absences.items()):
+                absences.setdefault((node, sort), []).append(_Absence(fault.at_s, fault.end_s, key))
+    for (node, _), spans in sorted(absences.items()):
         spans.sort()
         for before, after in pairwise(spans):
             if after.start_s <= before.end_s:

@@ -22,6 +22,7 @@ from node import durable
 from node.daemon.introduction import Topic
 from node.daemon.nodefile import NodeFile
 from node.daemon.state import State
+from node.daemon.trail import Trail
 from node.errors import ConfigError, TransportError
 from node.live.door import visit
 from node.trust.arrival import arrive, founding_key
@@ -87,7 +88,10 @@ def belong(settings: NodeFile, state: State, token: Token | None) -> Belonging:
         if certificate is not None:
             return _returned(trust, certificate, state)
     if token is None:
-        raise ConfigError(f"--join: {state.folder} holds no membership that counts; pass an invitation")
+        why = trust and trust.why_not(state.identity.curve_public, time.time())
+        raise ConfigError(
+            f"--join: {state.folder} holds no membership that counts{f' ({why})' if why else ''}; pass an invitation"
+        )
     return _joined(trust, token, state)
 
 
@@ -110,11 +114,25 @@ def _of_founder(folder: NetworkFolder, state: State) -> Belonging:
     return Belonging(settings.name, trust, own, folder.path / EXPERIMENT, (), folder=folder)
 
 
-def _returned(trust: Trust, certificate: Certificate, state: State) -> Belonging:
+def is_invited(folder: Path) -> bool:
+    """Whether a state folder is that of a member that has not founded its network."""
+    return (folder / TRUST).is_file() and (folder / _NETWORK).is_file()
+
+
+def bootstrap_of(state: State) -> tuple[Bootstrap, ...]:
+    """The admitting nodes that a member which was invited knows. ConfigError where they cannot be read."""
+    return _kept(state).bootstrap
+
+
+def _kept(state: State) -> _Kept:
     try:
-        kept = msgspec.json.decode((state.folder / _NETWORK).read_bytes(), type=_Kept)
+        return msgspec.json.decode((state.folder / _NETWORK).read_bytes(), type=_Kept)
     except (OSError, ValueError) as error:
         raise ConfigError(f"state: {state.folder / _NETWORK} cannot be read: {error}; restore it") from None
+
+
+def _returned(trust: Trust, certificate: Certificate, state: State) -> Belonging:
+    kept = _kept(state)
     return Belonging(kept.name, trust, certificate, state.folder / _ADMITTED, kept.bootstrap)
 
 
@@ -132,6 +150,8 @@ def _joined(trust: Trust | None, token: Token, state: State) -> Belonging:
         raise ConfigError(f"--join: {refused.detail} ({refused.reason.value})") from None
     if abs(welcome.time_s - now_s) >= WARN_S:
         structlog.get_logger().warning("clock differs", ahead_s=round(now_s - welcome.time_s))
+    what = f"network {id_text(trust.network)}, as node {certificate.node}, {certificate.role.value}"
+    Trail(state.folder, certificate.node).note("operator", "join", what)
     return Belonging(
         welcome.name, trust, certificate, state.folder / _ADMITTED, token.bootstrap, members=welcome.members
     )

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-
-import structlog
 
 from node.daemon.journal import Journal
 from node.daemon.standing import Phase, Standing
+from node.daemon.trail import Trail
 from node.errors import StarlingError
 from node.live.control import Control
-from node.trust.audit import Audit
-
-AUDIT = "audit.jsonl"
-"""In the state folder: who told this node what. In a network's folder the same file is about the network."""
 
 
 class Orders:
@@ -30,8 +24,7 @@ class Orders:
         self._steps = standing.steps
         self._journal = journal
         self._stop = stop
-        self._audit = Audit(standing.settings.state / AUDIT)
-        self._log = structlog.get_logger(node=standing.settings.node)
+        self._trail = Trail(standing.settings.state, standing.settings.node)
 
     def control(self) -> Control:
         """What is offered over HTTP."""
@@ -66,10 +59,7 @@ class Orders:
 
     def note(self, caller: str, action: str, reason: str) -> None:
         """Write down who wanted what, and why it was refused."""
-        try:
-            self._audit.record(time.time(), caller, action, f"node {self._standing.settings.node}", reason)
-        except OSError as error:
-            self._log.error("audit not written", reason=error.strerror)
+        self._trail.note(caller, action, reason=reason)
 
     def _check_staying(self) -> None:
         if self._steps.is_draining or self._standing.phase is Phase.STOPPING:

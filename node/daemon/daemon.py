@@ -28,12 +28,13 @@ from node.experiment.loading import digest
 from node.experiment.participant import Participant, paces
 from node.experiment.result import write_run
 from node.experiment.setup import Setup
-from node.identity import Card
+from node.identity import OUTBOUND, Card
 from node.learn.tensors import save_model
 from node.live.checkpoints import Checkpoints
 from node.live.door import Knock
 from node.live.http import Face, HttpServer
 from node.live.metrics import Metrics
+from node.live.parcels import Parcels
 from node.live.rendezvous import Rendezvous
 from node.live.spending import Spending
 from node.live.steps import Steps
@@ -79,24 +80,26 @@ class Daemon:
             on_message=self._rendezvous.receive,
             on_lost=self._rendezvous.lose,
             on_back=self._rendezvous.regain,
-            listen=_resolved(listen.host),
+            listen=None if settings.outbound else _resolved(listen.host),
             port=listen.port,
             limits=SMALL_LIMITS if settings.low_memory else None,
             pace=rates[settings.node] if rates else None,
             on_knock=None if belonging is None else self._on_knock,
         )
         self._rendezvous.transport = self._transport
+        self._parcels = None if belonging is None else self._makes_parcels(_resolved(listen.host))
         self._metrics = Metrics(lambda: self.standing.reading())
         self.standing = Standing(
             settings,
             config,
             self._transport,
             Watched(setup.executor()),
-            Steps(self._metrics.trained),
+            Steps(lambda seconds: self._metrics.took("train", seconds)),
             journal or Journal(),
             Checkpoints(settings.state / "checkpoints" / digest(config)),
         )
         """What there is to know of it at any time."""
+        self.standing.parcels = self._parcels
         self._http: HttpServer | None = None
         self._work: asyncio.Task[int] | None = None
 
@@ -104,6 +107,8 @@ class Daemon:
         """Live; gives the exit status. Raises ConfigError where an address or the cards cannot be used."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unhandled)
+        if self._parcels is not None:
+            self._parcels.start()
         self._transport.start()
         self._work = loop.create_task(self._live())
         probing = loop.create_task(self._metrics.probe_lag())
@@ -116,6 +121,8 @@ class Daemon:
             self.standing.phase = Phase.STOPPING
             if self.standing.joining is not None:
                 await self.standing.joining.close()
+            if self._parcels is not None:
+                await self._parcels.close()
             await self._transport.close(self._settings.linger_s)
             probing.cancel()
             feeding.cancel()
@@ -178,9 +185,9 @@ class Daemon:
     async def _join(self) -> None:
         settings, standing, config = self._settings, self.standing, self._setup.config
         address = Address.parse(settings.advertise or settings.listen)
-        if not address.port:
+        if not address.port and not settings.outbound:
             address = address._replace(port=int(self._transport.address.rpartition(":")[2]))
-        standing.address = f"tcp://{address}"
+        standing.address = OUTBOUND if settings.outbound else f"tcp://{address}"
         network = self._belonging.network if self._belonging is not None else network_of(config)
         own = self._state.identity.card(settings.node, standing.address, network)
         self._log.info("started", address=standing.address, admin=standing.admin, network=network, pid=os.getpid())
@@ -205,6 +212,8 @@ class Daemon:
             self._rendezvous,
             changed=lambda peer, is_there: self._regain(peer) if is_there else self._lose(peer),
             usurped=lambda: self.stop("usurped"),
+            probed=lambda seconds: self._metrics.took("probe_rtt", seconds),
+            multicast=Address.parse(settings.listen).host if settings.multicast else None,
         )
 
     def _on_knock(self, knock: Knock) -> None:
@@ -238,6 +247,8 @@ class Daemon:
             spent=spending.load(),
         )
         participant.world.steps = standing.steps
+        participant.world.took = self._metrics.took
+        participant.world.parcels = self._parcels
         standing.phase = Phase.RUNNING
         self._note_begun()
         absent = self._rendezvous.absent
@@ -249,6 +260,8 @@ class Daemon:
 
     def _lose(self, peer: int) -> None:
         standing = self.standing
+        if self._parcels is not None:
+            self._parcels.lose(peer)
         if peer not in standing.lost and standing.participant is not None:
             standing.lost[peer] = "has gone"
             self._log.warning("peer lost", peer=peer)
@@ -259,6 +272,23 @@ class Daemon:
         if standing.lost.pop(peer, None) is not None and standing.participant is not None:
             self._log.info("peer back", peer=peer)
             standing.participant.world.regain(peer)
+
+    def _makes_parcels(self, listen: str) -> Parcels:
+        settings = self._settings
+        parcels = Parcels(
+            settings.node,
+            self._transport,
+            settings.state / "parcels",
+            self._rendezvous.receive,
+            limits=SMALL_LIMITS if settings.low_memory else None,
+            listen=listen,
+            port=settings.bulk_port,
+            advertised_port=settings.bulk_advertise_port,
+            rate_bps=settings.bulk_rate_bps,
+        )
+        for kind in parcels.KINDS:
+            self._rendezvous.attend(kind, parcels.receive)
+        return parcels
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self._log.error("unhandled", reason=context["message"], exc_info=context.get("exception"))

@@ -16,10 +16,12 @@ import structlog
 
 from node import codec
 from node.codec import Header
-from node.errors import StarlingError, TransportError
+from node.daemon.trail import Trail
+from node.errors import StarlingError, StoreError, TransportError
 from node.live.transport import Transport
 from node.message import Message
 from node.op import Ref
+from node.trust.certificate import id_text
 from node.trust.folder import NetworkFolder
 from node.trust.revocation import Revocation
 from node.trust.succession import Succession
@@ -45,6 +47,7 @@ class Decreeing:
         folder: the network's, where this node is its owner's: looked at for what he has decided meanwhile.
         peers: who is there.
         changed: called after something new was believed.
+        trail: where what was believed is written down.
     """
 
     def __init__(
@@ -54,12 +57,14 @@ class Decreeing:
         transport: Transport,
         peers: Callable[[], Sequence[int]],
         changed: Callable[[], None],
+        trail: Trail,
     ) -> None:
         self._trust = trust
         self._folder = folder
         self._transport = transport
         self._peers = peers
         self._changed = changed
+        self._trail = trail
         self._rng = np.random.default_rng(int.from_bytes(os.urandom(16)))
         self._passing: asyncio.Task[None] | None = None
         self._log = structlog.get_logger()
@@ -82,6 +87,7 @@ class Decreeing:
             new = self.take(revocations, [Succession.from_bytes(each) for each in said.successions])
         except TransportError as error:
             self._transport.refuse(sender, str(error))
+            self._trail.note(f"node {sender}", "decree", str(error), "signature")
             return
         if new:
             self._tell(PASS_ON)
@@ -90,13 +96,23 @@ class Decreeing:
         """Believe what the admission key has said; whether any of it was new. Refused where it has not said it."""
         now_s = time.time()
         new = self._trust.succeed(successions)
+        if new:
+            self._trail.note("admission key", "succeed", f"admission key {successions[-1].new_key.hex()}")
         for revocation in revocations:
-            if self._trust.revoke(revocation, now_s):
+            if self._revoke(revocation, now_s):
                 new = True
                 self._log.warning("revoked", number=revocation.number, why=revocation.why)
+                self._trail.note("admission key", "revoke", f"peer {id_text(revocation.peer_id)}, {revocation.number}")
         if new:
             self._changed()
         return new
+
+    def _revoke(self, revocation: Revocation, now_s: float) -> bool:
+        try:
+            return self._trust.revoke(revocation, now_s)
+        except StoreError as error:  # it is told again and again, until there is room for it
+            self._log.error("revocation not kept, so it does not count here yet", reason=str(error))
+            return False
 
     async def _pass_on(self) -> None:
         while True:
@@ -109,8 +125,9 @@ class Decreeing:
 
     def _look(self, folder: NetworkFolder) -> bool:
         try:
-            authority = folder.seen()
-            return self.take(authority.in_force(time.time()), authority.lineage.successions)
+            with folder.authority() as authority:
+                revocations, successions = authority.in_force(time.time()), tuple(authority.lineage.successions)
+            return self.take(revocations, successions)
         except StarlingError as error:
             self._log.warning("the network's folder cannot be read", reason=str(error))
             return False

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from node.daemon.introduction import Reception, Topic
+from node.daemon.trail import Trail
 from node.errors import StarlingError
 from node.live.door import Knock
 from node.membership.statement import Statement
@@ -29,6 +30,7 @@ class Doorkeeper:
         registrar: where this node admits others; None: it does not.
         answer: sends an answer to one who has knocked.
         met: takes in a member that has proved itself, and gives what to tell it.
+        trail: where refusals are written down.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class Doorkeeper:
         registrar: Registrar | None,
         answer: Callable[[Knock, bytes], None],
         met: Callable[[Session, Statement], bytes],
+        trail: Trail,
     ) -> None:
         self._reception = Reception(local)
         self._registrar = registrar
         self._answer = answer
         self._met = met
+        self._trail = trail
         self._refused: Counter[str] = Counter()
         self._admitting = asyncio.Lock()
         self._waiting: set[asyncio.Task[None]] = set()
@@ -62,6 +66,7 @@ class Doorkeeper:
         except Refused as refused:
             self._refused[refused.reason.value] += 1
             self._log.warning("refused at the door", address=knock.address, **_why(refused))
+            self._trail.note(knock.address, "knock", refused.detail, refused.reason.value)
 
     def _hear(self, knock: Knock, topic: bytes, said: bytes) -> None:
         if topic == bytes([Topic.HANDSHAKE]):

@@ -53,8 +53,12 @@ class Joining:
         """Nothing beyond what the links tell."""
         return {}
 
-    def vitals(self) -> dict[str, int]:
-        """Nothing: nobody doubts anybody."""
+    def vitals(self) -> dict[str, float]:
+        """Nothing: nobody doubts anybody,"""
+        return {}
+
+    def tallies(self) -> dict[str, int]:
+        """and nobody has to object to it."""
         return {}
 
     async def close(self) -> None:

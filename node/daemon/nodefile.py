@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from node.config import ExperimentConfig, Positive, Section
 from node.errors import ConfigError
 from node.experiment.loading import NODE_PREFIX, explain, load
+from node.live.bulk import LEAST_RATE_BPS
 
 _PATHS = ("state", "cards", "network")
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
@@ -72,10 +73,20 @@ class NodeFile(Section):
     """Folder with every node's card: a shared volume, or copied by hand. Who can write to it decides who takes part."""
     network: Path | None = None
     """Folder of the network that this node has founded, and admits others to; then there is no use for ``cards``."""
+    outbound: bool = False
+    """Nobody can dial this node (behind a router's address translation, say): it opens all of its links itself."""
+    multicast: bool = False
+    """Whether members on the same local network may find this one, and it them, by multicast: addresses, not trust."""
     timing: Literal["lan", "wan", "host"] = "lan"
     """How often members of a network look for one another: on a local network, over the Internet, on one machine."""
     admin: Annotated[str, AfterValidator(_address_or_none)] = "127.0.0.1:7601"
     """``host:port`` for health, metrics and control over HTTP; empty: none."""
+    bulk_port: int = Field(0, ge=0, le=65_535)
+    """Port, at the host of ``listen``, that members fetch large models from; 0: any free one."""
+    bulk_advertise_port: int = Field(0, ge=0, le=65_535)
+    """Port that they are told, where it is not that: behind a container's or router's address. 0: the one that is."""
+    bulk_rate_bps: float | None = Field(None, ge=LEAST_RATE_BPS)
+    """Bits per second that all of them together may fetch at; absent: as fast as the network goes."""
     low_memory: bool = False
     """For machines with little of it: freed memory goes back at once, and peers may send 64 MiB at a time at most."""
     linger_s: float = Field(0.5, ge=0, le=3)
@@ -84,6 +95,15 @@ class NodeFile(Section):
     """Seconds that a node that drains may take to finish its round; then it leaves, and that round is lost."""
     stuck_s: Positive = 600.0
     """Seconds after which one operation still at work (a long training, say) makes ``/healthz`` fail."""
+
+    @field_validator("outbound")
+    @classmethod
+    def _dials(cls, outbound: bool, info: ValidationInfo) -> bool:
+        if outbound and info.data.get("network") is not None:
+            raise ValueError("the founder is where others join, so it has to be dialled; allowed: false")
+        if outbound and info.data.get("advertise"):
+            raise ValueError("what nobody can dial has no address to advertise; leave one of the two out")
+        return outbound
 
     @field_validator("advertise")
     @classmethod
@@ -154,8 +174,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {reason}; write a node's file, or name it with --config") from None
     folder = path.parent.resolve()
     for key in _PATHS:
-        if (named := values.get(key, NodeFile.model_fields[key].default)) is not None:
-            values[key] = folder / str(named)
+        if isinstance(named := values.get(key, NodeFile.model_fields[key].default), str | Path):
+            values[key] = folder / named
     name = values.get("experiment")
     if isinstance(name, str) and (name.endswith(".toml") or os.sep in name):
         values["experiment"] = str(folder / name)

@@ -12,6 +12,9 @@ from node.daemon.state import State
 from node.errors import ConfigError
 from node.membership.statement import Statement
 
+RESERVED = 64
+"""Incarnations that are kept in advance, so that a node whose disk is full can still object to being called gone."""
+
 _INCARNATION, _WORDS = "incarnation", "members"
 
 
@@ -28,12 +31,25 @@ def incarnation_of(state: State) -> int:
         ) from None
 
 
-def keep_incarnation(state: State, incarnation: int) -> None:
-    """Have an incarnation on the disk before it is used. ConfigError where it cannot be kept."""
-    try:
-        durable.replace(state.folder / _INCARNATION, b"%d\n" % incarnation)
-    except OSError as error:
-        raise ConfigError(f"state: the incarnation cannot be written: {error.strerror}; make room") from None
+class Incarnations:
+    """The incarnations that a member may use: each has been on the disk before, and none is used in two lives."""
+
+    def __init__(self, state: State) -> None:
+        """ConfigError where the last one cannot be known."""
+        self.last = incarnation_of(state)
+        """The newest that may have been used."""
+        self._state = state
+        self._kept = self.last
+
+    def use(self, incarnation: int) -> None:
+        """This one is used now, and is on the disk, with RESERVED more. ConfigError where it cannot be."""
+        self.last = incarnation
+        if incarnation > self._kept:
+            try:
+                durable.replace(self._state.folder / _INCARNATION, b"%d\n" % (incarnation + RESERVED))
+            except OSError as error:
+                raise ConfigError(f"state: the incarnation cannot be written: {error.strerror}; make room") from None
+            self._kept = incarnation + RESERVED
 
 
 def remembered_words(state: State) -> list[Statement]:

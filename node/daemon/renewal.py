@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -15,7 +15,8 @@ from node.identity import Identity
 from node.live.door import visit
 from node.trust.arrival import arrive
 from node.trust.certificate import Certificate, Role
-from node.trust.request import Renew, decode_answer, encode
+from node.trust.request import Renew, Turned, Welcome, decode_answer, encode
+from node.trust.token import Bootstrap
 
 LOOK_EVERY_S = 60.0
 _ANSWER_S = 10.0
@@ -64,15 +65,17 @@ class Renewal:
                 found = authority.enrol(self._identity, Role.learner, time.time())
             trust.learn(found, time.time())
             return found
-        request = bytes([Topic.ADMISSION]) + encode(Renew.by(self._identity, self._identity, trust.network))
-        admitting = self._belonging.bootstrap[0]
-        address = f"tcp://{admitting.address}"
-        answer = await asyncio.to_thread(
-            visit,
-            self._identity,
-            address,
-            admitting.curve_key,
-            lambda ask: ask(request),
-            _ANSWER_S,
-        )
-        return arrive(trust, decode_answer(answer), self._identity, time.time())
+        bootstrap = self._belonging.bootstrap
+        answer = await asyncio.to_thread(ask, self._identity, self._identity, trust.network, bootstrap)
+        return arrive(trust, answer, self._identity, time.time())
+
+
+def ask(old: Identity, new: Identity, network: bytes, bootstrap: Sequence[Bootstrap]) -> Welcome | Turned:
+    """Ask for a member's next certificate, for its keys or for new ones; blocks.
+
+    Raises:
+        TransportError: the admitting node does not answer, or with something else.
+    """
+    request = bytes([Topic.ADMISSION]) + encode(Renew.by(old, new, network))
+    address, curve_key = f"tcp://{bootstrap[0].address}", bootstrap[0].curve_key
+    return decode_answer(visit(new, address, curve_key, lambda asked: asked(request), _ANSWER_S))

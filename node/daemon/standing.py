@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from node.experiment.loading import digest
 from node.experiment.participant import Participant
 from node.live.checkpoints import Checkpoints
 from node.live.metrics import Reading
+from node.live.parcels import Parcels
 from node.live.steps import Steps
 from node.live.transport import Transport
 from node.op import Op, Task, Value
@@ -31,6 +33,7 @@ from node.solver import Executor
 
 _TELL_EVERY_S = 5.0
 _PACKAGES = ("starling-node", "torch", "pyzmq")
+_PATHS = ("direct", "outbound", "relay", "none")
 _STATES = ("alive", "awaited", "suspect", "dead", "left")
 
 
@@ -89,6 +92,7 @@ class Standing:
     admin: str = ""
     joining: Joining | Meeting | None = None
     participant: Participant | None = None
+    parcels: Parcels | None = None
     lost: dict[int, str] = field(default_factory=dict)
     """The peers that have gone, and how."""
     _started_s: float = field(default_factory=time.monotonic)
@@ -145,8 +149,15 @@ class Standing:
         """The contents of ``/peers``."""
         addresses = self.joining.addresses() if self.joining else {}
         sightings = self.joining.sightings() if self.joining else {}
+        paths = self.transport.paths() if self.joining else {}
         return [
-            {"node": node, "state": self._state(node), "address": addresses.get(node), **sightings.get(node, {})}
+            {
+                "node": node,
+                "state": self._state(node),
+                **({} if (path := paths.get(node)) is None else path.shown()),
+                "address": addresses.get(node),
+                **sightings.get(node, {}),
+            }
             for node in range(self.config.nodes)
             if node != self.settings.node
         ]
@@ -158,23 +169,34 @@ class Standing:
 
     def reading(self) -> Reading:
         """What the metrics are made of."""
-        refused = Counter(self.transport.counters().refused)
-        vitals: dict[str, int] = {}
+        passed = self.transport.counters()
+        refused = Counter(passed.refused)
+        gauges = self._gauges()
+        counters = {"disconnects": passed.disconnects, "reconnects": passed.reconnects}
+        dropped = {("send", reason): count for reason, count in passed.dropped.items()}
         if self.joining is not None:
             refused.update(self.joining.refused)
-            vitals = self.joining.vitals()
-        if self.participant is not None and self.participant.world.refused_messages:
-            refused["content"] = self.participant.world.refused_messages
-        counters = {"rounds_finished": self._rounds_finished}
-        if "suspicions" in vitals:
-            counters["suspicions"] = vitals.pop("suspicions")
+            gauges.update(self.joining.vitals())
+            counters.update(self.joining.tallies())
+        if self.participant is not None:
+            world = self.participant.world
+            if world.refused_messages:
+                refused["content"] = world.refused_messages
+            dropped.update(world.dropped)
+            counters["rounds_partial"] = world.partial_waits
+        counters["rounds_finished"] = self._rounds_finished
+        relayed = self.transport.relayed()
+        counters.update({"relayed_frames": relayed.frames, "relayed_bytes": relayed.size_bytes})
+        if self.parcels is not None:
+            counters.update(self.parcels.counters())
         return Reading(
-            {**self._gauges(), **vitals},
+            gauges,
             counters,
             self.transport.tally.read(),
             refused,
-            self._peer_counts(),
-            self.transport.queued_bytes(),
+            self._peers_by_path(),
+            {**self.transport.queued_bytes(), "relay": relayed.queued_bytes},
+            dropped,
             self._labels(),
         )
 
@@ -241,6 +263,11 @@ class Standing:
     def _peer_counts(self) -> dict[str, int]:
         counts = Counter(peer["state"] for peer in self.peers())
         return {state: counts[state] for state in _STATES}
+
+    def _peers_by_path(self) -> dict[tuple[str, str], int]:
+        """All combinations that there may be: a series that comes and goes is hard to watch."""
+        counts = Counter((peer["state"], peer.get("path", "none")) for peer in self.peers())
+        return {pair: counts[pair] for pair in itertools.product(_STATES, _PATHS)}
 
     def _state(self, peer: int) -> str:
         if peer in self.lost:

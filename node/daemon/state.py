@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from node import durable
 from node.errors import ConfigError
 from node.identity import Identity
 
@@ -47,6 +48,21 @@ def open_state(folder: Path) -> Iterator[State]:
         yield State(folder, _identity(folder / "keys" / "node.key"), _token(folder / "admin.token"))
     finally:
         os.close(descriptor)
+
+
+def next_identity(state: State) -> Identity:
+    """The keys that are to take over from the node's own, made at the first time. ConfigError: they cannot be kept."""
+    return _identity(state.folder / "keys" / "next.key")
+
+
+def take_over(state: State) -> None:
+    """Have the next keys be the node's own from its next start; those before are gone."""
+    keys = state.folder / "keys"
+    try:
+        (keys / "next.key").replace(keys / "node.key")
+        durable.sync(keys)
+    except OSError as error:
+        raise ConfigError(f"state: {keys / 'next.key'} cannot take over: {error.strerror}; try again") from None
 
 
 def _lock(folder: Path, descriptor: int) -> None:

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from pydantic import ValidationError
 
 from node.attack.attacker import Attack, Scene
@@ -31,6 +30,9 @@ from node.protocol import Protocol
 from node.record import Recorder
 from node.row import Row
 from node.topology import Topology
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _SKEWED = ("dirichlet", "shards", "natural")
 """Partitions that give nodes other labels than the test set has."""
@@ -196,6 +198,8 @@ def pictures(rows: Iterable[Row], shape: tuple[int, ...]) -> pa.Table | None:
     places = [place for place in sorted(pixels) if np.isfinite(pixels[place][PICTURE]).all()]
     if not places:
         return None
+    import pyarrow as pa  # only now: 30 MB that a node without pictures does without
+
     return pa.table(
         {
             **{name: [place[i] for place in places] for i, name in enumerate(("round", "attacker", "victim"))},

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 
 from node.config import InjectedFaultSection, check_faults
+from node.drifting import Drift
 from node.errors import ConfigError
 from node.live.injection import Act
 from node.live.shaping import Impairment
@@ -23,6 +24,12 @@ PULSE_S = 0.1
 def restarts(faults: Sequence[InjectedFaultSection]) -> list[int]:
     """The nodes that are started again, each as often as it is."""
     return [node for fault in faults if fault.kind == "restart" for node in fault.nodes or ()]
+
+
+def kept(faults: Sequence[InjectedFaultSection]) -> list[int]:
+    """The nodes that keep checkpoints on disk: those that are started again, and those whose disks fill up."""
+    nodes = [node for fault in faults if fault.kind in ("restart", "full-disk") for node in fault.nodes or ()]
+    return sorted({*nodes})
 
 
 def check(faults: Sequence[InjectedFaultSection], participants: Participants) -> None:
@@ -71,15 +78,36 @@ def impairments(
         if fault.groups is not None:
             side = _side(fault.groups, sender)
             others = [n for n in range(participants.total) if _side(fault.groups, participants.device(n)) != side]
-            found.append(Impairment(*when, loss=1.0, peers=frozenset(others)))
+            if side is not None or not fault.one_way:
+                found.append(Impairment(*when, loss=1.0, peers=frozenset(others)))
         elif fault.nodes is None or sender in fault.nodes:
+            peers = None if fault.to is None else _on(participants, fault.to)
             if fault.kind == "loss":
-                found.append(Impairment(*when, loss=fault.rate or 0.0))
+                found.append(Impairment(*when, loss=fault.rate or 0.0, peers=peers))
             elif fault.kind == "garbage":
                 found.append(Impairment(*when, garbage=fault.rate or 0.0))
             elif fault.kind == "delay":
-                found.append(Impairment(*when, delay_s=fault.delay_s or 0.0, jitter_s=fault.jitter_s or 0.0))
+                found.append(
+                    Impairment(*when, delay_s=fault.delay_s or 0.0, jitter_s=fault.jitter_s or 0.0, peers=peers)
+                )
     return tuple(found)
+
+
+def drifts(faults: Sequence[InjectedFaultSection], device: int) -> list[Drift]:
+    """How the clock of a device runs."""
+    found = [fault for fault in faults if fault.kind == "drift" and device in (fault.nodes or ())]
+    return [Drift(fault.at_s, fault.end_s, fault.drift or 0.0) for fault in found]
+
+
+def full_disks(faults: Sequence[InjectedFaultSection], device: int) -> list[tuple[float, float]]:
+    """From when until when the disk of a device is full."""
+    found = [fault for fault in faults if fault.kind == "full-disk" and device in (fault.nodes or ())]
+    return [(fault.at_s, fault.end_s) for fault in found]
+
+
+def _on(participants: Participants, devices: Sequence[int]) -> frozenset[int]:
+    """Who is on some devices."""
+    return frozenset(number for number in range(participants.total) if participants.device(number) in devices)
 
 
 def _side(groups: Sequence[Sequence[int]], node: int) -> int | None:

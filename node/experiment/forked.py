@@ -22,6 +22,7 @@ from node.identity import Card, Identity, Roster
 from node.learn import tensors
 from node.live.channel import Alive, Begin, Channel, Failed, Finished, Measured, Shown, Spent, Stop, Work
 from node.live.checkpoints import Checkpoints
+from node.live.injection import Disk
 from node.live.pacing import Pace
 from node.live.shaping import Shaper
 from node.live.spending import Spending
@@ -61,7 +62,8 @@ async def _take_part(part: Part, end: socket.socket) -> int:
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
     channel = await Channel.over(end)
-    participant = _participant(part, channel)
+    disk = Disk(faults.full_disks(part.setup.config.faults, part.setup.participants.device(part.node)))
+    participant = _participant(part, channel, disk)
     world = participant.world
     transport = Transport(
         part.node,
@@ -80,6 +82,7 @@ async def _take_part(part: Part, end: socket.socket) -> int:
         if not isinstance(begin, Begin):
             return 0
         _begin(part, participant, transport, begin)
+        disk.began_s = time.monotonic() - begin.elapsed_s
         beside.append(asyncio.create_task(_obey(channel, transport, main)))
         try:
             final = await participant.run(transport)
@@ -99,7 +102,7 @@ async def _take_part(part: Part, end: socket.socket) -> int:
     return 0
 
 
-def _participant(part: Part, channel: Channel) -> Participant:
+def _participant(part: Part, channel: Channel, disk: Disk) -> Participant:
     """The node's part in the learning, which tells the supervisor what it measures and spends."""
     sent_rows = 0
     spending = None if part.state is None else Spending(part.state / "spent.json")
@@ -121,7 +124,7 @@ def _participant(part: Part, channel: Channel) -> Participant:
     participant = Participant(
         part.setup,
         part.node,
-        checkpoints=Checkpoints(part.state),
+        checkpoints=Checkpoints(part.state, disk.write),
         on_settled=settled,
         folder=part.folder,
         keep_spent=spent,
@@ -131,17 +134,19 @@ def _participant(part: Part, channel: Channel) -> Participant:
 
 
 def _begin(part: Part, participant: Participant, transport: Transport, begin: Begin) -> None:
-    """Go in where the others are: to the roster, to the run's time, and to what its faults do to messages."""
+    """Go in where the others are: to the roster, to the run's time, and to what its faults do to clock and messages."""
     config = part.setup.config
     transport.admit(_roster(begin))
     participant.world.elapsed_s = begin.elapsed_s
+    participant.world.drifts = faults.drifts(config.faults, part.setup.participants.device(part.node))
     impairments = faults.impairments(config.faults, part.setup.participants, part.node)
     if impairments:
         transport.shape(Shaper(impairments, config.seed, part.node, time.monotonic() - begin.elapsed_s))
 
 
 def _roster(begin: Begin) -> Roster:
-    return Roster(Card.from_bytes(card) for card in begin.cards)
+    """The cards came from nodes' own channels, which nobody else can write to: no signature says more."""
+    return Roster(map(Card.from_bytes, begin.cards), are_verified=True)
 
 
 async def _say_alive(channel: Channel) -> None:

@@ -90,6 +90,7 @@ class Participant:
             on_settled=on_settled,
         )
         self.world.shapes = setup.shapes
+        self.world.inference = setup.inference()
         self.ledger = self.world.ledger = setup.ledger(lambda _, state: keep_spent(state))
         if self.ledger is not None and spent is not None:
             self.ledger.restore(node, spent)

@@ -33,6 +33,10 @@ from node.record import Recorder
 from node.row import Row
 
 _TELL_EVERY_S = 0.25
+_SILENCE_S = 30.0
+"""How long a node may say nothing before it is killed,"""
+_SILENCE_EACH_S = 0.1
+"""or, where that is more, for each process of the run: hundreds that begin at once keep each other waiting."""
 
 
 def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str], None]) -> Result:
@@ -52,7 +56,7 @@ def run_real(setup: Setup, folder: Path, progress: Progress, note: Callable[[str
     started_s = time.monotonic()
     result = Result(Recorder())
     network = f"{config.name}-{secrets.token_hex(8)}"
-    keys = {node: Identity.generate() for node in restarts}
+    keys = {node: Identity.generate() for node in faults.kept(config.faults)}
     states = TemporaryDirectory(prefix="state-", dir=folder)
     children: list[Child] = []
 
@@ -99,7 +103,8 @@ async def _supervise(
         result.lost[node] = how
         note(f"node {node} {how}")
 
-    watch = Supervisor(children, measured, lost, device=device, acts=faults.acts(setup.config.faults))
+    silence_s = max(_SILENCE_S, len(children) * _SILENCE_EACH_S)
+    watch = Supervisor(children, measured, lost, silence_s, device, faults.acts(setup.config.faults))
     main = asyncio.current_task()
     assert main is not None
     terminated = False

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import tomli_w
 
 from node.errors import StoreError
@@ -235,6 +234,8 @@ def _write(folder: Path, setup: Setup, result: Result) -> dict[str, Any]:
     if result.timeline is not None:
         result.timeline.write(folder / TIMELINE)
     if setup.attacks and (found := pictures(result.recorder.rows(), setup.workload.sample_shape)) is not None:
+        import pyarrow.parquet as pq
+
         pq.write_table(found, folder / PICTURES)
     if config.record.models:
         (folder / "models").mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from node.attack.attacker import Attack
 from node.config import ExperimentConfig, ModSection, TopologySection
+from node.emulated import Emulated
 from node.errors import ConfigError
 from node.experiment import (
     aggregation,
@@ -26,7 +27,9 @@ from node.experiment import (
 from node.experiment.loading import explain, unknown
 from node.experiment.plugins import by_path, find, registered
 from node.identity import Identity, Roster
+from node.inference import Inference
 from node.learn import data, models
+from node.learn.blank import BLANK
 from node.learn.robust import configured
 from node.learn.workload import Workload, prepare_torch
 from node.mods import Mod, Observer, Wrapping
@@ -95,6 +98,11 @@ class Setup:
     def mechanisms(self, identity: Identity | None = None, roster: Roster | None = None) -> NetworkMechanisms:
         """What hides models: with a node's identity and the roster of its network where the node is a real one."""
         return privacy.mechanisms_of(self.config, self.model, identity, roster)
+
+    def inference(self) -> Inference | None:
+        """What there is to serve; what is sent of an adapter without content are zeros."""
+        found = self.protocol.inference(self.options, self.config.nodes)
+        return replace(found, blank=BLANK) if isinstance(found, Emulated) else found
 
     @property
     def ops(self) -> tuple[Op[...], ...]:
@@ -207,10 +215,13 @@ def _mod(section: ModSection, number: int, nodes: int) -> tuple[ModSection, type
 def _federate(config: ExperimentConfig, roles: Mapping[int, str]) -> data.Federation:
     """Divide the data among the learners; nodes of other roles get none."""
     idle = sorted(node for node, role in roles.items() if role != "learner" and node < config.nodes)
-    federation = data.federate(config.data, config.nodes - len(idle), config.seed, config.public)
+    learners = np.setdiff1d(np.arange(config.nodes), idle)
+    federation = data.federate(config.data, max(1, len(learners)), config.seed, config.public)
     if not idle:
         return federation
-    learners = np.setdiff1d(np.arange(config.nodes), idle)
+    if not len(learners):
+        nothing = _spread(data.Shards(np.zeros(1, np.int64), np.zeros(0, np.int64)), learners, config.nodes)
+        return replace(federation, shards=nothing, local_tests=nothing)
     return data.Federation(
         federation.train,
         federation.test,

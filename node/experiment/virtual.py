@@ -123,6 +123,7 @@ async def _simulate(
     )
     world.ledger, world.lineage, world.shapes = ledger, lineage, setup.shapes
     world.mechanisms = setup.mechanisms()
+    world.inference = setup.inference()
     made(world)
     await world.run(setup.make_protocol, setup.wrapping)
     result.models = finals({node: ref for node, ref in world.finals.items() if node < config.nodes}, solver)

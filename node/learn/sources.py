@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
 
 from node.config import DataSection
 from node.errors import ConfigError
-from node.learn import hub
 from node.learn.samples import Samples, absent, names, unlabelled
-from node.learn.tables import from_table, read_table
 
 BUNDLED = ("digits", "breast_cancer", "wine", "iris", "mnist-5k", "synthetic")
 """Names that need no file and no network; one of them, a package."""
+_FILES = (".npz", ".csv", ".parquet")
 
 
 def read(section: DataSection, seed: int) -> tuple[Samples, Samples | None]:
@@ -27,25 +27,38 @@ def read(section: DataSection, seed: int) -> tuple[Samples, Samples | None]:
             raise ConfigError(f"data.column: {section.name} has no owner column {section.column!r}; leave it empty")
         if section.name == "mnist-5k":
             return _mnist(), None
+        if section.name == "digits":
+            return _digits(), None
         return (_synthetic(section, seed) if section.name == "synthetic" else _from_sklearn(section.name)), None
     path = Path(section.name)
-    if path.suffix in (".npz", ".csv", ".parquet"):
-        if not path.is_file():
-            raise ConfigError(f"data.name: there is no file {section.name!r} (looked in {Path.cwd()})")
-        if path.suffix == ".npz":
-            return _from_npz(path, section), None
-        return from_table(read_table(path), section, section.name), None
-    train, test = hub.fetch(section.name)
-    own_test = None if test is None else from_table(test, section, f"{section.name} (test)")
-    return from_table(train, section, section.name), own_test
+    if path.suffix in _FILES and not path.is_file():
+        raise ConfigError(f"data.name: there is no file {section.name!r} (looked in {Path.cwd()})")
+    return (_from_npz(path, section), None) if path.suffix == ".npz" else _from_columns(path, section)
+
+
+def _digits() -> Samples:
+    """Images [1, 8, 8] in [0, 1], from the file of scikit-learn: the package itself would bring 75 MB, with SciPy."""
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), delimiter=",")
+    return Samples("digits", table[:, :-1].reshape(-1, 1, 8, 8) / 16, table[:, -1].astype(np.int64))
 
 
 def _from_sklearn(name: str) -> Samples:
-    """Digits as images [1, 8, 8] in [0, 1]; measurements as they are."""
+    """Measurements as they are."""
     from sklearn import datasets  # with SciPy, 75 MB that images do without
 
-    features, labels = getattr(datasets, f"load_{name}")(return_X_y=True)
-    return Samples(name, features.reshape(-1, 1, 8, 8) / 16 if name == "digits" else features, labels)
+    return Samples(name, *getattr(datasets, f"load_{name}")(return_X_y=True))
+
+
+def _from_columns(path: Path, section: DataSection) -> tuple[Samples, Samples | None]:
+    """A .csv or .parquet file, or a data set of Hugging Face."""
+    from node.learn import hub, tables  # with PyArrow, 30 MB that bundled data does without
+
+    if path.suffix in _FILES:
+        return tables.from_table(tables.read_table(path), section, section.name), None
+    train, test = hub.fetch(section.name)
+    own_test = None if test is None else tables.from_table(test, section, f"{section.name} (test)")
+    return tables.from_table(train, section, section.name), own_test
 
 
 def _mnist() -> Samples:

@@ -237,6 +237,8 @@ class Workload:
         ``batched`` also solves several at once, which chooses the kernel for all that are forked.
         """
         model = self._init(Task((), {}, Key(self._seed, 0, 0)))
+        if not self._federation.shards.sizes.any():
+            return
         learner = int(np.argmax(self._federation.shards.sizes))  # a server, say, has no data to train on
         static = {"steps": 1, "lr": self._training.lr, "proximal": 0.0}
         train = Task((model,), static, Key(self._seed, learner, 0))

@@ -31,7 +31,7 @@ from node.live.buffers import BufferPool
 from node.live.bulk_ciphers import ciphers
 from node.live.bulk_fetch import Download, Progress
 from node.live.bulk_messages import Denial, Fetch, Grant, belonging, encoded
-from node.live.bulk_serve import Server
+from node.live.bulk_serve import MOST_SENDING, Server
 from node.live.bulk_socket import Wire
 from node.live.transport import Transport
 from node.live.workers import in_worker
@@ -90,20 +90,35 @@ class Bulk:
         self._bind = (listen, port)
         self._advertised_port = advertised_port
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="bulk")
+        self._threads = ThreadPoolExecutor(MOST_SENDING + MOST_FETCHING, thread_name_prefix="bulk-transfer")
         self._pool = BufferPool(POOL_BYTES)
-        self._server = Server(node, self._network, store, may_fetch, self._workers, self._pool, rate_bps)
+        self._server = Server(node, self._network, store, may_fetch, self._workers, self._threads, self._pool, rate_bps)
         self._asked = 0
         self._answers: dict[int, tuple[int, asyncio.Future[Grant | Denial]]] = {}
         self._locks: WeakValueDictionary[int | ObjectId, asyncio.Lock] = WeakValueDictionary()
         self._fetching = asyncio.Semaphore(MOST_FETCHING)
         self._answering: dict[int, asyncio.Task[None]] = {}
+        self._wires: list[Wire] = []
+        self._is_closed = False
         self.chunks_received = 0
         """Chunks that have come and been kept, in all transfers and attempts."""
+        self.bytes_received = 0
+        """Bytes of these."""
 
     @property
     def chunks_sent(self) -> int:
         """Chunks that have left, in all transfers and attempts."""
         return self._server.chunks_sent
+
+    @property
+    def chunks_resent(self) -> int:
+        """Those of them that left in transfers that had been broken off before."""
+        return self._server.chunks_resent
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that have left, with what sealing adds."""
+        return self._server.bytes_sent
 
     @property
     def port(self) -> int:
@@ -120,6 +135,10 @@ class Bulk:
             task.cancel()
         await asyncio.gather(*self._answering.values(), return_exceptions=True)
         await self._server.close()
+        self._is_closed = True
+        for wire in self._wires:
+            wire.break_off()
+        self._threads.shutdown()
         self._workers.shutdown()
 
     def receive(self, sender: int, header: Header, buffers: list[memoryview]) -> None:
@@ -146,7 +165,13 @@ class Bulk:
                 answer.set_exception(Unreachable(f"node {peer} has gone before it answered"))
 
     async def fetch(
-        self, object: ObjectId, peer: int, *, deadline_s: float | None = None, progress: Progress | None = None
+        self,
+        object: ObjectId,
+        peer: int,
+        *,
+        most_bytes: int | None = None,
+        deadline_s: float | None = None,
+        progress: Progress | None = None,
     ) -> Manifest:
         """Have an object in the store: fetch of it what is missing. A broken connection is dialled again.
 
@@ -156,8 +181,8 @@ class Bulk:
             Missing: the peer does not have it.
             NotAMember: the peer is not in the roster, or does not give us this object.
             Corrupt: the peer's copy is wrong; the message names the peer.
-            Unreachable: it has gone, or attempt after attempt brought nothing.
-            BadFrame: it does not keep to the rules.
+            Unreachable: it has gone, or attempt after attempt brought nothing; or :meth:`close` was called.
+            BadFrame: it does not keep to the rules, or the object has more than ``most_bytes``.
             DeadlineExceeded: it is not whole within ``deadline_s``.
             StoreError: the disk refuses.
         """
@@ -170,7 +195,7 @@ class Bulk:
             ):
                 if object in self.store:  # it came from another peer while this one was busy
                     return await in_worker(self._workers, self.store.manifest, object)
-                return await self._fetch(object, peer, progress)
+                return await self._fetch(object, peer, most_bytes, progress)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"object {object[:16]} from node {peer} is not whole after {deadline_s} s; what came is kept"
@@ -186,10 +211,14 @@ class Bulk:
         except TransportError as error:
             structlog.get_logger().debug("bulk transfer not granted", peer=peer, reason=str(error))
 
-    async def _fetch(self, object: ObjectId, peer: int, progress: Progress | None) -> Manifest:
+    async def _fetch(self, object: ObjectId, peer: int, most_bytes: int | None, progress: Progress | None) -> Manifest:
         card = self._transport.roster.card(peer)
+        if card.is_outbound:
+            raise Unreachable(f"object {object[:16]}: node {peer} cannot be dialled; fetch it from another that has it")
         grant = await self._granted(object, card, b"")
         manifest = _promised(grant, object, peer)
+        if most_bytes is not None and manifest.size_bytes > most_bytes:
+            raise BadFrame(f"object {object[:16]} of node {peer} has {manifest.size_bytes} bytes, not {most_bytes}")
         partial = await in_worker(self._workers, self.store.begin, manifest)
         with partial:
             download = Download(peer, partial, self._workers, self._pool, progress)
@@ -198,7 +227,7 @@ class Bulk:
                 grant = await self._granted(object, card, missing.to_bytes())
             attempts = _Attempts(card, object)
             while missing:
-                received = download.receiving.received
+                received, present_bytes = download.receiving.received, download.receiving.present_bytes
                 try:
                     await self._attempt(download, card, grant)
                 except (OSError, Unreachable, BadSignature) as error:
@@ -206,6 +235,7 @@ class Bulk:
                     grant = await self._granted(object, card, missing.to_bytes())
                 finally:
                     self.chunks_received += download.receiving.received - received
+                    self.bytes_received += download.receiving.present_bytes - present_bytes
             await in_worker(self._workers, partial.finish)
         return manifest
 
@@ -214,9 +244,11 @@ class Bulk:
         belongs = belonging(self._network(), card.node, self._node, grant.transfer, manifest.id, manifest.chunks)
         seal = Seal(grant.key, grant.cipher, belongs)
         wire = await Wire.dial(_host(card), grant.port)
+        self._wires.append(wire)
         try:
-            await download.attempt(wire, grant.transfer, seal)
+            await wire.lend(self._threads, download.attempt, wire, grant.transfer, seal)
         finally:
+            self._wires.remove(wire)
             wire.close()
 
     async def _granted(self, object: ObjectId, card: Card, missing: bytes) -> Grant:
@@ -233,6 +265,8 @@ class Bulk:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _ask(self, object: ObjectId, peer: int, missing: bytes) -> Grant | Denial:
+        if self._is_closed:
+            raise Unreachable(f"object {object[:16]} from node {peer}: this node has closed its transfers")
         self._asked += 1
         number = self._asked
         answer: asyncio.Future[Grant | Denial] = asyncio.get_running_loop().create_future()

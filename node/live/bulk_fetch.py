@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
+from itertools import cycle, islice
 
 from node.live.buffers import BufferPool
 from node.live.bulk_socket import HELLO, NUMBER, Wire
-from node.live.workers import in_worker
 from node.store.partial import Partial
 from node.transfer.chunks import Receiving
 from node.transfer.sealing import TAG_BYTES, Seal
 
+AT_ONCE = 3
+"""Chunks of a transfer in memory: one arrives, and those before it are verified and written."""
+
 Progress = Callable[[int, int], None]
-"""Told the bytes that are here, and those of the whole object, after each chunk."""
+"""Told the bytes that are here, and those of the whole object, after each chunk; on the event loop."""
 
 
 class Download:
-    """One object on its way to this node's store, from one peer."""
+    """One object on its way to this node's store, from one peer. Made on the event loop."""
 
     def __init__(
         self, sender: int, partial: Partial, workers: Executor, pool: BufferPool, progress: Progress | None
@@ -28,12 +32,12 @@ class Download:
         self._partial = partial
         self._workers = workers
         self._progress = progress
+        self._loop = asyncio.get_running_loop()
         chunk_bytes = partial.manifest.chunk_bytes
-        self._plain = pool.take(chunk_bytes)
-        self._sealed = [pool.take(chunk_bytes + TAG_BYTES) for _ in range(2)]
+        self._slots = [(pool.take(chunk_bytes + TAG_BYTES), pool.take(chunk_bytes)) for _ in range(AT_ONCE)]
 
-    async def attempt(self, wire: Wire, transfer: bytes, seal: Seal) -> None:
-        """Take chunks until nothing is missing; while one arrives, the one before is verified and written.
+    def attempt(self, wire: Wire, transfer: bytes, seal: Seal) -> None:
+        """Take chunks until nothing is missing. Blocks; while one arrives, those before are verified and written.
 
         Raises:
             OSError, Unreachable: the connection has broken.
@@ -41,34 +45,39 @@ class Download:
             Corrupt: the sender's chunk is not what the object's id promises.
             StoreError: the disk refuses.
         """
-        await wire.send(HELLO.pack(transfer, seal.proof()))
-        keeping: asyncio.Task[None] | None = None
+        wire.send(HELLO.pack(transfer, seal.proof()))
+        before = self.receiving.received
+        keeping: deque[tuple[int, Future[None]]] = deque()
+
+        def settle(most: int) -> None:
+            while len(keeping) > most or (keeping and keeping[0][1].done()):
+                index, kept = keeping[0]
+                kept.result()
+                keeping.popleft()
+                self._arrived(index)
+                wire.send(NUMBER.pack(self.receiving.received - before))
+
         try:
-            for kept in range(len(self.receiving.missing)):
-                index = await wire.receive_number()
-                self._sealed.reverse()
-                sealed = self._sealed[0][: self.receiving.expect(index) + TAG_BYTES]
-                await wire.receive(sealed)
-                if keeping is not None:
-                    await asyncio.shield(keeping)
-                keeping = asyncio.create_task(self._keep(index, sealed, seal))
-                if kept:
-                    await wire.send(NUMBER.pack(kept))
-            if keeping is not None:
-                await asyncio.shield(keeping)
-                await wire.send(NUMBER.pack(kept + 1))
+            for sealed, chunk in islice(cycle(self._slots), len(self.receiving.missing)):
+                index = wire.receive_number()
+                size_bytes = self.receiving.expect(index)
+                frame = sealed[: size_bytes + TAG_BYTES]
+                wire.receive(frame)
+                keeping.append((index, self._workers.submit(self._keep, index, frame, chunk[:size_bytes], seal)))
+                settle(AT_ONCE - 1)
+            settle(0)
         finally:
-            if keeping is not None:  # what has arrived whole is kept, however the attempt ends
-                await asyncio.gather(keeping, return_exceptions=True)
+            for index, kept in keeping:  # what has arrived whole is kept, however the attempt ends
+                if kept.exception() is None:
+                    self._arrived(index)
 
-    async def _keep(self, index: int, sealed: memoryview, seal: Seal) -> None:
-        await in_worker(self._workers, self._verify_and_write, index, sealed, seal)
-        self.receiving.arrived(index)
-        if self._progress is not None:
-            self._progress(self.receiving.present_bytes, self.receiving.manifest.size_bytes)
-
-    def _verify_and_write(self, index: int, sealed: memoryview, seal: Seal) -> None:
-        chunk = self._plain[: len(sealed) - TAG_BYTES]
+    def _keep(self, index: int, sealed: memoryview, chunk: memoryview, seal: Seal) -> None:
         seal.open(index, sealed, chunk)
         self.receiving.check(index, chunk, self._sender)
         self._partial.write(index, chunk)
+
+    def _arrived(self, index: int) -> None:
+        self.receiving.arrived(index)
+        if self._progress is not None:
+            here, whole = self.receiving.present_bytes, self.receiving.manifest.size_bytes
+            self._loop.call_soon_threadsafe(self._progress, here, whole)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import CancelledError
 
+from node.errors import Unreachable
 from node.live.pacing import Pacer
 
 SLICE_BYTES = 64 << 10
@@ -35,3 +37,33 @@ class Turns:
         due_s = self._pacer.due_s
         loop = asyncio.get_running_loop()
         self._timer = None if due_s is None else loop.call_later(max(due_s - now_s, 0.0), self._pass)
+
+
+class Place:
+    """One transfer's place among those that take turns, for its thread to wait at. Made on the event loop."""
+
+    def __init__(self, turns: Turns, peer: int) -> None:
+        self._turns = turns
+        self._peer = peer
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Task[None] | None = None
+        self._is_given_up = False
+
+    def take_turn(self, size_bytes: int) -> None:
+        """Wait, in a thread, until so many bytes may leave; Unreachable once the place was given up."""
+        try:
+            asyncio.run_coroutine_threadsafe(self._turn(size_bytes), self._loop).result()
+        except CancelledError:
+            raise Unreachable("the transfer has been broken off") from None
+
+    def give_up(self) -> None:
+        """Wait no more, now and later; on the event loop."""
+        self._is_given_up = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _turn(self, size_bytes: int) -> None:
+        if self._is_given_up:
+            raise asyncio.CancelledError
+        self._waiting = asyncio.current_task()
+        await self._turns.take(self._peer, size_bytes)

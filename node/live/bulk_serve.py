@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
@@ -15,13 +17,14 @@ from node.errors import BadFrame, ConfigError, StarlingError, StoreError, Transp
 from node.live.buffers import BufferPool
 from node.live.bulk_ciphers import ciphers
 from node.live.bulk_messages import TRANSFER_BYTES, Denial, Fetch, Grant, belonging
-from node.live.bulk_pace import SLICE_BYTES, Turns
-from node.live.bulk_socket import HELLO, NUMBER, Wire
+from node.live.bulk_pace import Place, Turns
+from node.live.bulk_send import Upload
+from node.live.bulk_socket import Wire, introduction
 from node.live.workers import in_worker
-from node.store.objects import Store, Stored
-from node.transfer.chunks import ChunkSet, Sending
+from node.store.objects import Store
+from node.transfer.chunks import ChunkSet
 from node.transfer.manifest import Manifest, ObjectId
-from node.transfer.sealing import TAG_BYTES, Seal, choose, fresh_key
+from node.transfer.sealing import Seal, choose, fresh_key
 
 MOST_SENDING = 8
 """Transfers that are sent at a time; who asks for one more is asked to come back."""
@@ -37,6 +40,8 @@ class _Granted(NamedTuple):
     manifest: Manifest
     wanted: ChunkSet
     seal: Seal
+    is_resumed: bool
+    """Whether the peer has some of it already."""
 
 
 class Server:
@@ -49,22 +54,25 @@ class Server:
         store: Store,
         may_fetch: Callable[[int, ObjectId], bool],
         workers: Executor,
+        threads: Executor,
         pool: BufferPool,
         rate_bps: float | None,
     ) -> None:
-        self.chunks_sent = 0
+        self.chunks_sent = self.chunks_resent = self.bytes_sent = 0
         self.port = 0
         self._node = node
         self._network = network
         self._store = store
         self._may_fetch = may_fetch
         self._workers = workers
+        self._threads = threads
         self._pool = pool
         self._turns = None if rate_bps is None else Turns(rate_bps)
         self._granted: dict[bytes, _Granted] = {}
         self._serving: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._dialling = 0
+        self._counting = threading.Lock()
         self._listener: socket.socket | None = None
 
     def start(self, listen: str, port: int) -> None:
@@ -113,7 +121,7 @@ class Server:
             return Denial(number=asked.number, reason="busy")
         transfer, key = os.urandom(TRANSFER_BYTES), fresh_key()
         belongs = belonging(self._network(), self._node, peer, transfer, manifest.id, manifest.chunks)
-        self._granted[transfer] = _Granted(peer, manifest, wanted, Seal(key, cipher, belongs))
+        self._granted[transfer] = _Granted(peer, manifest, wanted, Seal(key, cipher, belongs), bool(asked.missing))
         asyncio.get_running_loop().call_later(DIAL_S, self._granted.pop, transfer, None)
         promised = b"" if asked.missing else manifest.to_bytes()
         return Grant(number=asked.number, transfer=transfer, key=key, cipher=cipher, port=port, manifest=promised)
@@ -130,34 +138,32 @@ class Server:
                 continue
             if self._dialling < MOST_DIALLING:
                 self._dialling += 1
-                self._begin(self._meet(Wire(connection)))
+                self._begin(self._meet(connection))
             else:
                 connection.close()
 
-    async def _meet(self, wire: Wire) -> None:
+    async def _meet(self, connection: socket.socket) -> None:
         try:
-            granted = await self._hello(wire)
+            granted = await self._introduced(connection)
             task = asyncio.current_task()
             assert task is not None
             self._serving[granted.peer] = task
             try:
-                await self._serve(wire, granted)
+                await self._serve(connection, granted)
             finally:
                 if self._serving.get(granted.peer) is task:
                     del self._serving[granted.peer]
         except (OSError, StarlingError) as error:
             structlog.get_logger().info("bulk transfer broken off", reason=str(error) or type(error).__name__)
         finally:
-            wire.close()
+            connection.close()
 
-    async def _hello(self, wire: Wire) -> _Granted:
-        room = bytearray(HELLO.size)
+    async def _introduced(self, connection: socket.socket) -> _Granted:
         try:
             async with asyncio.timeout(DIAL_S):
-                await wire.receive(memoryview(room))
+                transfer, proof = await introduction(connection)
         finally:
             self._dialling -= 1
-        transfer, proof = HELLO.unpack(room)
         granted = self._granted.get(transfer)
         if granted is None:
             raise TransportError("nobody was granted the transfer that was dialled for")
@@ -165,78 +171,21 @@ class Server:
         del self._granted[transfer]
         return granted
 
-    async def _serve(self, wire: Wire, granted: _Granted) -> None:
-        sending, room = Sending(granted.wanted), asyncio.Event()
-        hearing = asyncio.ensure_future(_acknowledged(wire, sending, room))
-        try:
-            with self._store.reading(granted.manifest) as stored:
-                await self._send(wire, granted, stored, sending, room, hearing)
-                await hearing
-        finally:
-            hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
+    async def _serve(self, connection: socket.socket, granted: _Granted) -> None:
+        place = None if self._turns is None else Place(self._turns, granted.peer)
+        wire = Wire(connection, place)
+        with self._store.reading(granted.manifest) as stored:
+            leaving = partial(self._count, granted.is_resumed)
+            upload = Upload(stored, granted.wanted, granted.seal, self._workers, self._pool, leaving)
+            await wire.lend(self._threads, upload.attempt, wire)
 
-    async def _send(
-        self,
-        wire: Wire,
-        granted: _Granted,
-        stored: Stored,
-        sending: Sending,
-        room: asyncio.Event,
-        hearing: asyncio.Future[None],
-    ) -> None:
-        """While one chunk leaves, the next is read and sealed."""
-        chunk_bytes = granted.manifest.chunk_bytes
-        plain = self._pool.take(chunk_bytes)
-        frames = [self._pool.take(NUMBER.size + chunk_bytes + TAG_BYTES) for _ in range(2)]
-        sealing: asyncio.Task[memoryview] | None = None
-        try:
-            while not sending.is_over and not hearing.done():
-                frame = None if sealing is None else await sealing
-                sealing = None
-                if (index := sending.next()) is not None:
-                    frames.reverse()
-                    work = in_worker(self._workers, _sealed, stored, index, granted.seal, plain, frames[0])
-                    sealing = asyncio.create_task(work)
-                if frame is not None:
-                    await self._leave(wire, granted.peer, frame)
-                    self.chunks_sent += 1
-                elif sealing is None:
-                    room.clear()
-                    await room.wait()
-        finally:
-            if sealing is not None:
-                sealing.cancel()
-                await asyncio.gather(sealing, return_exceptions=True)
-
-    async def _leave(self, wire: Wire, peer: int, frame: memoryview) -> None:
-        if self._turns is None:
-            await wire.send(frame)
-            return
-        for start in range(0, len(frame), SLICE_BYTES):
-            part = frame[start : start + SLICE_BYTES]
-            await self._turns.take(peer, len(part))
-            await wire.send(part)
+    def _count(self, is_resumed: bool, size_bytes: int) -> None:
+        with self._counting:
+            self.chunks_sent += 1
+            self.chunks_resent += is_resumed
+            self.bytes_sent += size_bytes
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _sealed(stored: Stored, index: int, seal: Seal, plain: memoryview, frame: memoryview) -> memoryview:
-    size_bytes = stored.read(index, plain)
-    end = NUMBER.size + size_bytes + TAG_BYTES
-    NUMBER.pack_into(frame, 0, index)
-    seal.seal(index, plain[:size_bytes], frame[NUMBER.size : end])
-    return frame[:end]
-
-
-async def _acknowledged(wire: Wire, sending: Sending, room: asyncio.Event) -> None:
-    """Follow what the receiver has kept; ends when it has everything, or the connection breaks."""
-    try:
-        while not sending.is_over:
-            sending.acknowledge(await wire.receive_number())
-            room.set()
-    finally:
-        room.set()

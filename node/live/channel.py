@@ -84,6 +84,12 @@ Said: TypeAlias = Shown | Measured | Spent | Alive | Finished | Failed | Begin |
 _decoder = msgspec.msgpack.Decoder(Said)
 
 
+def framed(said: Said) -> bytes:
+    """Something as it is said: what many are told, they share the bytes of."""
+    data = msgspec.msgpack.encode(said)
+    return len(data).to_bytes(4, "little") + data
+
+
 class Channel:
     """One end of the pair."""
 
@@ -98,9 +104,12 @@ class Channel:
 
     def say(self, said: Said) -> None:
         """Queue something for the other side; nothing happens where it has gone."""
-        data = msgspec.msgpack.encode(said)
+        self.put(framed(said))
+
+    def put(self, frame: bytes) -> None:
+        """The same for what is :func:`framed`."""
         if not self._writer.is_closing():
-            self._writer.write(len(data).to_bytes(4, "little") + data)
+            self._writer.write(frame)
 
     async def flush(self) -> None:
         """Wait until what was said has been taken over; gives up where the other side has gone."""

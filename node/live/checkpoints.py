@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ class Checkpoints:
     A file is a BLAKE2b digest, then msgpack. It is written under another name, synced and renamed.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, write: Callable[[Path, bytes], None] = write) -> None:
+        """``write`` has a file on the disk when it returns, or raises OSError."""
         self._folder = folder
+        self._write_file = write
+        self._is_failing = False
 
     @property
     def is_kept(self) -> bool:
@@ -34,28 +38,35 @@ class Checkpoints:
 
     def saved_s(self) -> float | None:
         """When the newest state was kept, in s since the epoch; None: there is none."""
-        if self._folder is None:
-            return None
-        try:
-            return (self._folder / "checkpoint.current").stat().st_mtime
-        except OSError:
-            return None
+        for name in ("current", "previous"):  # for a moment, between two renames, there is only the one before
+            with contextlib.suppress(OSError):
+                if self._folder is not None:
+                    return (self._folder / f"checkpoint.{name}").stat().st_mtime
+        return None
 
     def save(self, plain: Mapping[str, Any], tensors: Mapping[str, tuple[Spec, bytes]]) -> bool:
-        """Keep a state; whether it is. The one before stays as a fallback; a full disk leaves it, and a warning."""
+        """Keep a state; whether it is. The one before stays as a fallback.
+
+        On a full disk it stays the newest, and there is a warning: one, until something could be kept again.
+        """
         body = msgspec.msgpack.encode((dict(plain), {name: (tuple(s), data) for name, (s, data) in tensors.items()}))
         assert self._folder is not None
         try:
             self._write(self._folder, hashlib.blake2b(body).digest() + body)
         except OSError as error:
-            structlog.get_logger().warning("checkpoint not saved", folder=str(self._folder), reason=str(error))
+            if not self._is_failing:
+                structlog.get_logger().warning("checkpoint not saved", folder=str(self._folder), reason=str(error))
+            self._is_failing = True
             return False
+        if self._is_failing:
+            structlog.get_logger().info("checkpoint saved again", folder=str(self._folder))
+        self._is_failing = False
         return True
 
     def _write(self, folder: Path, data: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         new, current, previous = (folder / f"checkpoint.{name}" for name in ("new", "current", "previous"))
-        write(new, data)
+        self._write_file(new, data)
         if current.exists():
             current.replace(previous)
         new.replace(current)

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ from node.errors import ConfigError
 from node.live.channel import Channel, Finished, Work
 
 _ENDING = {signal.SIGINT, signal.SIGTERM}
+_PR_SET_PDEATHSIG = 1
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
+"""Linux has it."""
 BEGIN = b"!"
 """What a child that waits is told by, before there is a channel."""
 
@@ -95,35 +99,38 @@ def fork_all(nodes: int, main: ChildMain, logs: Path, spares: Sequence[int] = ()
             (logs / f"node-{node}.log").touch()
     except OSError as error:
         raise ConfigError(f"--out: {logs} cannot be made: {error.strerror}") from error
+    order = [(node, logs / f"node-{node}.log") for node in (*range(nodes), *spares)]
+    forked: list[tuple[int, socket.socket]] = []
+    ours = array("i")
+    sys.stdout.flush()
+    sys.stderr.flush()
     gc.collect()
     gc.freeze()
-    children: list[Child] = []
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, _ENDING
     )  # an interrupt waits until parent and child know who they are
     try:
-        for number, node in enumerate((*range(nodes), *spares)):
-            log = logs / f"node-{node}.log"
-            waits = number >= nodes
-            sys.stdout.flush()
-            sys.stderr.flush()
-            pid, ours, theirs = _fork(number)
+        for node, log in order:  # whatever this loop writes to, every child has a copy of: it does nothing else
+            pid, end = _fork(ours)
             if pid == 0:
-                ours.close()
-                for sibling in children:
-                    sibling.end.close()
-                _become(node, main, theirs, log, waits)
-            theirs.close()
-            children.append(Child(node, pid, ours, log, waits=waits))
+                _become(node, main, end, log, waits=len(forked) >= nodes)
+            forked.append((pid, end))
     except BaseException:
-        end_all(children)
-        for node in range(len(children), nodes):
-            _tidy_up(logs / f"node-{node}.log")
+        end_all(_children(order, forked, nodes))
+        for _, log in order[len(forked) :]:
+            _tidy_up(log)
         raise
     finally:
         gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return children
+    return _children(order, forked, nodes)
+
+
+def _children(
+    order: Sequence[tuple[int, Path]], forked: Sequence[tuple[int, socket.socket]], nodes: int
+) -> list[Child]:
+    each = enumerate(zip(order, forked, strict=False))
+    return [Child(node, pid, end, log, waits=number >= nodes) for number, ((node, log), (pid, end)) in each]
 
 
 def _allow_files(children: int) -> None:
@@ -139,19 +146,27 @@ def _allow_files(children: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _fork(before: int) -> tuple[int, socket.socket, socket.socket]:
-    """The child's pid (in the child: 0) and the two ends of its channel."""
+def _fork(ours: array[int]) -> tuple[int, socket.socket]:
+    """The child's pid and our end of its channel; in the child: 0 and its own end, and none of ``ours``."""
     ends: tuple[socket.socket, ...] = ()
     try:
-        ends = ours, theirs = socket.socketpair()
-        return os.fork(), ours, theirs
+        ends = our_end, child_end = socket.socketpair()
+        pid = os.fork()
     except OSError as error:
         for end in ends:
             end.close()
         raise ConfigError(
-            f"nodes: this machine starts no more than {before} processes ({error.strerror}); "
+            f"nodes: this machine starts no more than {len(ours)} processes ({error.strerror}); "
             "take fewer nodes, raise its limits (ulimit -n, ulimit -u), or simulate with --clock virtual"
         ) from error
+    if pid:
+        child_end.close()
+        ours.append(our_end.fileno())
+        return pid, our_end
+    our_end.close()
+    for descriptor in ours:  # not by their sockets: a look at each would cost hundreds of children a copy of it
+        os.close(descriptor)
+    return 0, child_end
 
 
 def _become(node: int, main: ChildMain, end: socket.socket, log: Path, waits: bool) -> NoReturn:
@@ -163,8 +178,8 @@ def _become(node: int, main: ChildMain, end: socket.socket, log: Path, waits: bo
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the supervisor decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if _prctl is not None:
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (output, 1), (output, 2)):

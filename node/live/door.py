@@ -19,6 +19,7 @@ from zmq.utils.monitor import parse_monitor_message
 from node.errors import DeadlineExceeded, NotAMember, Unreachable
 from node.identity import Identity
 from node.live import frames
+from node.live.names import check_resolves
 
 _MOST_ADDRESSES = 4_096
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -79,10 +80,11 @@ def visit(
         timeout_s: for the whole of it.
 
     Raises:
-        Unreachable: there is no such address.
+        Unreachable: there is no such address, or its name does not resolve.
         NotAMember: the node there has another key, or keeps no door.
         DeadlineExceeded: it did not answer in time.
     """
+    check_resolves(address)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.linger = 0
         socket.maxmsgsize = frames.ANSWER_BYTES + 4096

@@ -2,18 +2,21 @@
 
 A node sends to a peer over its own link to that peer: small messages, and large ones as an announcement followed by
 chunks. On the same link the peer says when there is a place for it, and gives credits for the chunks that it has taken.
-Integers are little-endian.
+With a node that cannot be dialled, the one connection that it has opened serves both directions. Integers are
+little-endian.
 
 ::
 
     SMALL     kind  [header length u32, payload length u32, header, payload] ...     several messages share a frame
     ANNOUNCE  kind  transfer u64  header
-    CHUNK     kind  transfer u64  buffer u32  offset u64  |  payload                 two parts: the only such frame
+    CHUNK     kind  transfer u64  buffer u32  offset u64  |  payload                 two parts
     BYE       kind                                                                   I stop; or, in answer: go
     CREDIT    kind  chunks u32                                                       receiver to sender
-    PROBE     kind                                                                   receiver to sender: are you there?
+    PROBE     kind                                                                   are you there? Or: I am here
     KNOCK     kind  payload                                                          from a stranger, or its answer
     PLACE     kind  transfer u64                                                     receiver to sender: chunks may come
+    RELAY     kind  peer u64  |  sealed                            two parts, for a peer; from a relay: from this peer
+    GONE      kind  peer u64                                       from a relay: it cannot pass on to this peer
 """
 
 from __future__ import annotations
@@ -25,7 +28,11 @@ from typing import NamedTuple
 from node.codec import Encoded, Limits
 from node.errors import BadFrame
 
-SMALL, ANNOUNCE, CHUNK, BYE, CREDIT, PROBE, KNOCK, PLACE = range(1, 9)
+SMALL, ANNOUNCE, CHUNK, BYE, CREDIT, PROBE, KNOCK, PLACE, RELAY, GONE = range(1, 11)
+
+STEERING = (CREDIT, PLACE)
+"""What a receiver says to a sender, and nobody else."""
+IN_TWO_PARTS = (CHUNK, RELAY)
 
 SMALL_BYTES = 64 << 10
 """A message below this travels in a SMALL frame; so does one without payload."""
@@ -60,7 +67,10 @@ _ANNOUNCE = struct.Struct("<BQ")
 _CHUNK = struct.Struct("<BQIQ")
 _CREDIT = struct.Struct("<BI")
 _PLACE = struct.Struct("<BQ")
+_RELAY = struct.Struct("<BQ")
 
+CHUNK_HEAD_BYTES = _CHUNK.size
+"""The first part of a CHUNK."""
 LENGTHS_BYTES = _SMALL.size
 """What a SMALL frame adds to each message in it."""
 
@@ -145,7 +155,7 @@ def credit(chunks: int) -> bytes:
     return _CREDIT.pack(CREDIT, chunks)
 
 
-def read_credit(frame: bytes) -> int:
+def read_credit(frame: memoryview | bytes) -> int:
     """Chunks of a CREDIT frame."""
     if len(frame) != _CREDIT.size:
         raise Refused("truncated", f"a credit of {len(frame)} bytes; it has {_CREDIT.size}")
@@ -158,9 +168,27 @@ def place(transfer: int) -> bytes:
     return _PLACE.pack(PLACE, transfer)
 
 
-def read_place(frame: bytes) -> int:
+def read_place(frame: memoryview | bytes) -> int:
     """Transfer id of a PLACE frame."""
     if len(frame) != _PLACE.size:
         raise Refused("truncated", f"a place of {len(frame)} bytes; it has {_PLACE.size}")
     transfer: int = _PLACE.unpack(frame)[1]
     return transfer
+
+
+def relay(peer: int) -> bytes:
+    """The first part of a RELAY."""
+    return _RELAY.pack(RELAY, peer)
+
+
+def gone(peer: int) -> bytes:
+    """A GONE frame."""
+    return _RELAY.pack(GONE, peer)
+
+
+def read_peer(frame: memoryview | bytes) -> int:
+    """The peer that a RELAY or a GONE names."""
+    if len(frame) != _RELAY.size:
+        raise Refused("truncated", f"a relayed frame's head of {len(frame)} bytes; it has {_RELAY.size}")
+    peer: int = _RELAY.unpack(frame)[1]
+    return peer

@@ -1,16 +1,20 @@
-"""What an experiment's faults do to the processes of nodes: kill, stop, let go on and start again, each at its time."""
+"""What an experiment's faults do to nodes' processes: kill, stop, let go on and start again; and to their disks."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import math
 import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+from node import durable
 from node.live.children import Child
 
 
@@ -20,6 +24,26 @@ class Act(NamedTuple):
     at_s: float
     node: int
     what: Literal["kill", "stop", "go_on", "revive"]
+
+
+class Disk:
+    """Writes files, but for the times at which there is no room for them.
+
+    Args:
+        full: from when until when that is, in seconds of the run.
+    """
+
+    def __init__(self, full: Sequence[tuple[float, float]]) -> None:
+        self.began_s = math.inf
+        """When the run began, on the clock of ``time.monotonic``."""
+        self._full = full
+
+    def write(self, path: Path, data: bytes) -> None:
+        """As :func:`node.durable.write`. Raises OSError where there is no room."""
+        now_s = time.monotonic() - self.began_s
+        if any(start_s <= now_s < end_s for start_s, end_s in self._full):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        durable.write(path, data)
 
 
 @dataclass(frozen=True)

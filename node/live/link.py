@@ -1,32 +1,22 @@
-"""One node's way to one peer: a socket, what waits to be sent, and the window that keeps models from piling up.
+"""One node's way to one peer: a wire, what waits to be sent, and the window that keeps models from piling up.
 
 Small messages go first, packed together. A large one goes as chunks, at most a window of them on their way, so that a
-small message never has more than a window in front of it. A link that breaks is dialled again by ZeroMQ: the message
-that was on its way in chunks starts again, what had been handed over whole is taken for sent.
+small message never has more than a window in front of it. When a wire breaks and there is one again, the message that
+was on its way in chunks starts again; what had been handed over whole is taken for sent.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import Any, TypeAlias
+from collections import Counter, deque
+from typing import TypeAlias
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from node.codec import Encoded
-from node.errors import Unreachable
 from node.identity import Card
 from node.live import frames
-from node.live.sockets import Sockets
-
-_EVENTS = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_DISCONNECTED
-)
+from node.live.wires import Wire
 
 
 class Account:
@@ -53,6 +43,10 @@ class Traffic:
 
     def __init__(self) -> None:
         self.messages_sent = self.bytes_sent = self.messages_received = self.bytes_received = 0
+        self.disconnects = self.reconnects = 0
+        """How often a link has broken, and been made again."""
+        self.dropped = Counter({"fault": 0, "gone": 0})  # all of them at once: the event loop reads it meanwhile
+        """Messages that were to be sent and never left, by reason."""
 
 
 Outgoing: TypeAlias = tuple[Encoded, object]
@@ -75,19 +69,21 @@ class _Bulk:
 
 
 class Link:
-    """The sending side towards one peer; all of it belongs to the I/O thread. Unreachable for an impossible address."""
+    """The sending side towards one peer; all of it belongs to the I/O thread."""
 
     def __init__(
-        self, sockets: Sockets, card: Card, account: Account, traffic: Traffic, now_s: float, paced: bool = False
+        self, card: Card, wire: Wire | None, account: Account, traffic: Traffic, now_s: float, paced: bool = False
     ) -> None:
+        """``wire`` is one that is yet to come up; None: it is not known which it will be."""
         self.granted = 0 if paced else math.inf
         """Pieces of large messages that may leave; where the link is paced, whoever paces it grants them one by one."""
         self.awaiting_grant = False
         """Whether a piece has been announced to whoever paces the link; theirs."""
         self._framing = frames.PACED if paced else frames.UNPACED
         self.card = card
+        self.wire = wire
         self.account = account
-        self.connected = False
+        self.connected = self._was_connected = False
         self.blocked = False
         self.down_since_s = now_s
         self._traffic = traffic
@@ -97,13 +93,6 @@ class Link:
         self._transfers = 0
         self._in_flight: deque[tuple[int, Outgoing]] = deque()
         self._sent = self._acknowledged = 0
-        self.socket = sockets.dealer(card)
-        self.monitor = self.socket.get_monitor_socket(_EVENTS)
-        try:
-            self.socket.connect(card.address)
-        except zmq.ZMQError as error:
-            self.close(0)
-            raise Unreachable(f"node {card.node} cannot be at {card.address}: {error.strerror}") from None
 
     @property
     def idle(self) -> bool:
@@ -129,16 +118,20 @@ class Link:
             self._bulk.append(_Bulk(self._transfers, outgoing, self._framing.chunk_bytes))
 
     def pump(self) -> None:
-        """Hand over to ZeroMQ as much as socket and window take."""
+        """Hand over as much as wire and window take."""
+        if self.wire is None:
+            return
         try:
-            self._pump_small()
-            self._pump_bulk()
+            self._pump_small(self.wire)
+            self._pump_bulk(self.wire)
             self.blocked = False
         except zmq.Again:
             self.blocked = True
 
     def drop(self) -> None:
         """Give up everything queued: the peer has gone."""
+        packed = len(self._packed[1]) if self._packed else 0
+        self._traffic.dropped["gone"] += packed + len(self._small) + len(self._bulk)
         if self._packed:
             self.account.left_bytes += sum(self._packed[1])
         for outgoing in [*self._small, *(bulk.outgoing for bulk in self._bulk)]:
@@ -159,32 +152,30 @@ class Link:
         if self._bulk and self._bulk[0].announced and self._bulk[0].number == transfer:
             self._bulk[0].placed = True
 
-    def monitor_event(self, now_s: float) -> dict[str, Any]:
-        """Take one event from the monitor and follow it: the link is up, or it is down since now."""
-        event: dict[str, Any] = dict(parse_monitor_message(self.monitor.recv_multipart()))
-        if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self.connected = True
-        elif event["event"] == zmq.EVENT_DISCONNECTED and self.connected:
-            self.connected = False
-            self.down_since_s = now_s
-            self._give_up_in_flight()
-            for bulk in self._bulk:
-                bulk.announced, bulk.placed, bulk.position = False, False, 0
-        return event
+    def up(self, wire: Wire, now_s: float) -> None:
+        """There is a wire, this one; what was on its way over another starts again."""
+        if self.connected and wire is not self.wire:
+            self.down(now_s)
+        self._traffic.reconnects += self._was_connected and not self.connected
+        self.wire, self.connected, self._was_connected = wire, True, True
 
-    def close(self, linger_ms: int) -> None:
-        """Close the sockets; what ZeroMQ already has may still leave within the linger."""
-        self.drop()
-        self.socket.disable_monitor()
-        self.monitor.close(0)
-        self.socket.close(linger_ms)
+    def down(self, now_s: float) -> None:
+        """The wire has broken."""
+        if not self.connected:
+            return
+        self.connected = False
+        self._traffic.disconnects += 1
+        self.down_since_s = now_s
+        self._give_up_in_flight()
+        for bulk in self._bulk:
+            bulk.announced, bulk.placed, bulk.position = False, False, 0
 
-    def _pump_small(self) -> None:
+    def _pump_small(self, wire: Wire) -> None:
         while self._packed or self._small:
             if self._packed is None:
                 self._packed = self._pack()
             frame, sizes = self._packed
-            self.socket.send(frame, zmq.NOBLOCK)
+            wire.send(frame)
             self._packed = None
             self._has_left(sizes)
 
@@ -199,11 +190,11 @@ class Link:
             room -= encoded.size_bytes + frames.LENGTHS_BYTES
         return b"".join(parts), sizes
 
-    def _pump_bulk(self) -> None:
+    def _pump_bulk(self, wire: Wire) -> None:
         while self._bulk and self.granted and self._sent - self._acknowledged < frames.WINDOW_CHUNKS:
             bulk = self._bulk[0]
             if not bulk.announced:
-                self.socket.send(frames.announce(bulk.number, bulk.outgoing[0].header), zmq.NOBLOCK)
+                wire.send(frames.announce(bulk.number, bulk.outgoing[0].header))
                 bulk.announced = True
                 bulk.placed = self._framing is frames.PACED  # it takes turns as in a simulation, without round trips
                 self.granted -= 1
@@ -211,8 +202,7 @@ class Link:
             if not bulk.placed:
                 break
             index, offset, piece = bulk.pieces[bulk.position]
-            self.socket.send(frames.chunk(bulk.number, index, offset), zmq.NOBLOCK | zmq.SNDMORE)
-            self.socket.send(piece, zmq.NOBLOCK, copy=False)
+            wire.send(frames.chunk(bulk.number, index, offset), piece)
             self._sent += 1
             self.granted -= 1
             bulk.position += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from node.live.transport import Transport
 from node.membership import wire
 from node.membership.statement import State, Statement
 from node.membership.vocabulary import (
+    Ack,
     Action,
     Changed,
     Describe,
@@ -25,6 +27,7 @@ from node.membership.vocabulary import (
     Leave,
     Membership,
     Persist,
+    Ping,
     Received,
     Send,
     SetTimer,
@@ -39,6 +42,7 @@ from node.op import Ref
 
 _TICK_S = 0.05
 """How often the loop's own lateness is looked at."""
+_MOST_PINGS = 64
 
 
 class Said(Message, name="starling/membership/1"):
@@ -56,6 +60,8 @@ class Listeners(NamedTuple):
     """A peer is in another state, or has a new record; None: it is forgotten."""
     usurped: Callable[[], None]
     """Another process has this node's keys."""
+    probed: Callable[[float], None] = lambda seconds: None
+    """Somebody has answered a probe after so many s."""
 
 
 class LiveMembership:
@@ -65,6 +71,8 @@ class LiveMembership:
         self.machine = machine
         self._transport = transport
         self._listeners = listeners
+        self._pings: dict[tuple[int, int], float] = {}
+        """When the last few peers were asked, by peer and sequence number."""
         self._timer: asyncio.TimerHandle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -89,6 +97,8 @@ class LiveMembership:
 
     def hear(self, sender: int, message: Remark) -> None:
         """Take in what a member has said by whatever way; that it has said so is the caller's to know."""
+        if isinstance(message, Ack) and (asked_s := self._pings.pop((sender, message.seq), None)) is not None:
+            self._listeners.probed(self._loop.time() - asked_s)
         self._step(Received(sender, message))
 
     def pass_on(self, message: Remark, most: int) -> None:
@@ -122,20 +132,28 @@ class LiveMembership:
             self._step(Lag(now_s - due_s))
         self._watch_lag(now_s + _TICK_S)
 
-    def _step(self, event: Input) -> None:
-        for action in self.machine.step(event, self._loop.time()):
+    def _due(self, at_s: float) -> None:
+        # uvloop counts milliseconds, and half the time is early: to the machine that would be nothing to do, for ever.
+        self._step(Tick(), at_s)
+
+    def _step(self, event: Input, least_s: float = -math.inf) -> None:
+        for action in self.machine.step(event, max(self._loop.time(), least_s)):
             self._do(action)
 
     def _do(self, action: Action) -> None:
         match action:
             case Send(to=to, message=message):
+                if isinstance(message, Ping):
+                    self._pings.update({(peer, message.seq): self._loop.time() for peer in to})
+                    while len(self._pings) > _MOST_PINGS:
+                        del self._pings[next(iter(self._pings))]
                 encoded = codec.encode(Said(body=wire.encode(message)), _no_buffer)
                 for peer in to:
                     self._transport.post(peer, encoded)
             case SetTimer(at_s=at_s):
                 if self._timer is not None:
                     self._timer.cancel()
-                self._timer = self._loop.call_at(at_s, self._step, Tick())
+                self._timer = self._loop.call_at(at_s, self._due, at_s)
             case Persist(incarnation=incarnation):
                 self._listeners.persist(incarnation)
             case Changed(peer=peer, state=state):

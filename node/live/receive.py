@@ -14,6 +14,7 @@ from node.errors import FrameTooLarge
 from node.live.buffers import BufferPool
 from node.live.frames import PACED, UNPACED, Chunk, Framing, Refused, read_announce, read_small
 from node.live.places import Places
+from node.live.wires import Wire
 
 _ALIGN_BYTES = 64
 _KEEP_BYTES = 64 << 20
@@ -71,7 +72,7 @@ class _Inbox:
     """What one peer has on its way to us."""
 
     def __init__(self) -> None:
-        self.connection = b""
+        self.wire: Wire | None = None
         self.transfers: dict[int, _Transfer] = {}
 
     @property
@@ -90,19 +91,19 @@ class Receiver:
         self._places = Places(math.inf if framing is PACED else limits.all_arriving_bytes)
         self._inboxes: dict[int, _Inbox] = {}
 
-    def connection(self, peer: int, connection: bytes) -> None:
-        """Frames of ``peer`` now come over ``connection``: what was arriving over an earlier one ends there."""
+    def connection(self, peer: int, wire: Wire) -> None:
+        """Frames of ``peer`` now come over a wire: what was arriving over an earlier one ends there."""
         inbox = self._inboxes.get(peer)
         if inbox is None:
             inbox = self._inboxes[peer] = _Inbox()
-        if inbox.connection != connection:
-            inbox.connection = connection
+        if inbox.wire is not wire:
+            inbox.wire = wire
             for number in list(inbox.transfers):
                 self._end(peer, number)
 
-    def connections(self) -> list[tuple[int, bytes]]:
-        """The peers that we hear from, each with its connection."""
-        return [(peer, inbox.connection) for peer, inbox in self._inboxes.items()]
+    def is_on(self, peer: int, wire: Wire) -> bool:
+        """Whether frames of ``peer`` have come over this wire last."""
+        return peer in self._inboxes and self._inboxes[peer].wire is wire
 
     def forget(self, peer: int) -> None:
         """The peer has gone: free all that it left half-way."""
@@ -140,12 +141,13 @@ class Receiver:
         inbox.transfers[number] = _Transfer(header, self._chunk_bytes)
         self._places.ask((peer, number), header.size_bytes)
 
-    def give_places(self, now_s: float) -> Iterator[tuple[int, bytes, int]]:
-        """Allocate room for announced messages as far as there is any; each with its peer and connection."""
+    def give_places(self, now_s: float) -> Iterator[tuple[int, Wire, int]]:
+        """Allocate room for announced messages as far as there is any; each with its peer and wire."""
         for peer, number in self._places.give(now_s):
             inbox = self._inboxes[peer]
             inbox.transfers[number].make_room(self._pool)
-            yield peer, inbox.connection, number
+            assert inbox.wire is not None
+            yield peer, inbox.wire, number
 
     @property
     def due_s(self) -> float | None:

@@ -19,6 +19,9 @@ Socket: TypeAlias = "zmq.Socket[bytes]"
 QUEUE_FRAMES = 64
 """Frames that ZeroMQ holds per link and direction, beyond what is counted in bytes."""
 
+SILENCE_S = 10
+"""How long a connection over which nothing is acknowledged lives."""
+
 _MAX_SOCKETS = 16_384
 
 _open_lock = threading.Lock()
@@ -39,8 +42,11 @@ class Sockets:
         self.context: zmq.Context[Socket] = zmq.Context()
         self.context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
 
-    def router(self, listen: str, port: int) -> Socket:
-        """The socket that all peers reach us at, bound; ConfigError for an address that cannot be had."""
+    def router(self, bind: tuple[str, int] | None) -> Socket:
+        """The socket that all peers reach us at, bound; ConfigError for an address that cannot be had.
+
+        None: at none, so that nobody does.
+        """
         socket = self._socket(zmq.ROUTER)
         socket.router_mandatory = True
         socket.router_handover = False
@@ -48,6 +54,9 @@ class Sockets:
             socket.curve_server = True
             socket.curve_secretkey = self._identity.curve_secret
             socket.zap_domain = DOMAIN
+        if bind is None:
+            return socket
+        listen, port = bind
         socket.ipv6 = "[" in listen
         try:
             socket.bind(f"tcp://{listen}:{port or '*'}")
@@ -90,7 +99,11 @@ class Sockets:
         socket.maxmsgsize = max_frame_bytes(self._limits)
         socket.linger = 0
         socket.handshake_ivl = 10_000
-        socket.heartbeat_ivl = 2_000
-        socket.heartbeat_timeout = 10_000
-        socket.heartbeat_ttl = 10_000
+        # The kernel finds connections that are dead. ZeroMQ's own heartbeats end the process where a connection breaks
+        # while its queue is full, as after a suspend (libzmq 4.3.5).
+        socket.heartbeat_ivl = 0
+        socket.tcp_keepalive = 1
+        socket.tcp_keepalive_idle = socket.tcp_keepalive_intvl = 2
+        socket.tcp_keepalive_cnt = SILENCE_S // 2
+        socket.tcp_maxrt = SILENCE_S * 1000
         return socket

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Spent, Stop
+from node.live.channel import Begin, Channel, Failed, Finished, Measured, Shown, Spent, Stop, framed
 from node.live.children import BEGIN, Child, reap
 from node.live.injection import Act, Injection
 
@@ -90,9 +90,9 @@ class Supervisor:
     def _introduce(self) -> None:
         """Tell all nodes who the others are: the newest card of each."""
         newest = {child.node: child.card for child in self._children if child.card is not None}
-        begin = Begin([card for _, card in sorted(newest.items())], time.monotonic() - self.started_s)
+        begin = framed(Begin([card for _, card in sorted(newest.items())], time.monotonic() - self.started_s))
         for channel in self._channels():
-            channel.say(begin)
+            channel.put(begin)
 
     async def _guard(self) -> None:
         """Kill the nodes that do not answer: a stopped process would keep the run for ever."""

@@ -1,16 +1,17 @@
 """Messages between this node and its peers, for code that runs on the event loop.
 
 One ROUTER socket that peers reach us at and one DEALER per peer that we send to, encrypted and authenticated by CURVE
-(ZeroMQ RFC 25/26) and owned by one I/O thread. Messages to one peer keep their order, except that small ones (below 64
-KiB) overtake large ones. A message is delivered at most once: one that had been handed over when a link broke may be
-lost with it, one that was still arriving in chunks starts again.
+(ZeroMQ RFC 25/26) and owned by one I/O thread. With a peer that cannot be dialled, the connection that it has opened
+serves both ways; between two such peers a third passes sealed frames on. Messages to one peer keep their order, except
+that small ones (below 64 KiB) overtake large ones. A message is delivered at most once: one that had been handed over
+when a link broke may be lost with it, one that was still arriving in chunks starts again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
@@ -20,10 +21,12 @@ from node.identity import Identity, Roster
 from node.live.door import Knock
 from node.live.io_thread import IoThread
 from node.live.links import Notices
+from node.live.names import Names
 from node.live.pacing import Pace
 from node.live.receive import Delivery
 from node.live.shaping import Shaper
 from node.live.tally import Tally
+from node.live.wires import Path
 
 
 class Counters(NamedTuple):
@@ -35,13 +38,27 @@ class Counters(NamedTuple):
     bytes_received: int
     refused: dict[str, int]
     """Frames and handshakes that were refused, by reason."""
+    dropped: dict[str, int]
+    """Messages that were to be sent and never left, by reason: ``full`` queue, peer ``gone``, injected ``fault``."""
+    disconnects: int
+    """How often a link that this node has made has broken,"""
+    reconnects: int
+    """and how often it was made again."""
+
+
+class Relayed(NamedTuple):
+    """Sealed frames that were passed on between peers that nobody can dial."""
+
+    frames: int = 0
+    size_bytes: int = 0
+    queued_bytes: int = 0
 
 
 class Transport:
     """Sends and receives messages for one node. All methods are called on the event loop's thread."""
 
     address: str
-    """Where peers reach this node, ``tcp://host:port``; known once started."""
+    """Where peers reach this node, ``tcp://host:port`` or ``outbound``; known once started."""
 
     def __init__(
         self,
@@ -51,7 +68,7 @@ class Transport:
         on_message: Callable[[int, Header, list[memoryview]], None],
         on_lost: Callable[[int], None],
         on_back: Callable[[int], None] = lambda peer: None,
-        listen: str = "127.0.0.1",
+        listen: str | None = "127.0.0.1",
         port: int = 0,
         limits: Limits | None = None,
         grace_s: float = 3.0,
@@ -64,21 +81,24 @@ class Transport:
 
         Without encryption anybody can be anybody: that is for benchmarks alone. Port 0 is any free one. With a ``pace``
         this node's links are held to it; messages are cut finer then, so all that talk to each other have one, or none.
-        With ``on_knock`` there is a door: it gets what strangers ask there, and may :meth:`answer`.
+        With ``on_knock`` there is a door: it gets what strangers ask there, and may :meth:`answer`. A node that listens
+        nowhere (None) opens links to all that do, and is reached over these, or through one of them that relays.
         """
         self._node = node
         self._identity = identity
         self._on_message = on_message
         self._on_lost = on_lost
         self._on_back = on_back
-        self._bind = (listen, port)
+        self._bind = None if listen is None else (listen, port)
         self._limits = limits or Limits()
         self._grace_s = grace_s
         self._encrypted = encrypted
         self._pace = pace
         self._on_knock = on_knock
         self._roster: Roster | None = None
+        self._names = Names(node)
         self._gone: set[int] = set()
+        self._dropped: Counter[str] = Counter()
         self._waiting: dict[int, deque[asyncio.Future[None]]] = {}
         self.tally = Tally()
         """What has been taken for sending, and what has been received."""
@@ -129,12 +149,13 @@ class Transport:
         """
         io = self._running()
         self._roster = roster
+        self._names.look(roster)
         io.poll.post(io.admit, roster, frozenset(shut_out))
 
     def answer(self, knock: Knock, payload: bytes) -> None:
         """Answer one who has knocked; at most ANSWER_BYTES of :mod:`node.live.frames`."""
         io = self._running()
-        io.poll.post(io.inbound.answer, knock.connection, payload)
+        io.poll.post(io.entrance.answer, knock.connection, payload)
 
     def shape(self, shaper: Shaper) -> None:
         """Let this befall what is sent from now on: losses, delays and garbage, for tests of what they do."""
@@ -172,6 +193,7 @@ class Transport:
                 f"a message to node {to}: this node's transport is closing; send nothing after close()"
             )
         if to in self._gone:
+            self._dropped["gone"] += 1
             raise Unreachable(f"node {to} has gone; its link did not come back")
         account.accepted_bytes += encoded.size_bytes
         self.tally.note("sent", encoded.kind, to, encoded.size_bytes)
@@ -183,6 +205,7 @@ class Transport:
         account = io.links.account(to)
         full = account.queued_bytes > self._limits.queue_bytes
         if self._closing or full or to in self._gone or self._roster is None or to not in self._roster:
+            self._dropped["full" if full else "gone"] += 1
             return False
         account.accepted_bytes += encoded.size_bytes
         self.tally.note("sent", encoded.kind, to, encoded.size_bytes)
@@ -204,6 +227,9 @@ class Transport:
             traffic.messages_received,
             traffic.bytes_received,
             dict(sorted(io.refusals.counts.items())),
+            dict(sorted((self._dropped + traffic.dropped).items())),
+            traffic.disconnects,
+            traffic.reconnects,
         )
 
     def queued_bytes(self) -> dict[str, int]:
@@ -211,11 +237,21 @@ class Transport:
         io = self._running()
         return {"send": io.links.queued_bytes, "receive": io.backlog_bytes}
 
+    def paths(self) -> dict[int, Path]:
+        """How peers are reached now, of those to whom there is a link, sorted."""
+        return self._running().links.paths()
+
+    def relayed(self) -> Relayed:
+        """What this node has passed on for others so far, and what of it waits."""
+        relay = self._running().relay
+        return Relayed() if relay is None else Relayed(relay.passed_frames, relay.passed_bytes, relay.queued_bytes)
+
     async def close(self, linger_s: float = 0.5) -> None:
         """Send what is queued, for at most ``linger_s``, say good-bye to the peers, and leave nothing behind."""
         if self._io is None:
             return
         self._closing = True
+        self._names.close()
         self._release_all()
         self._io.poll.post(self._io.close, linger_s)
         await self._ended.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,16 @@ from node.clock import WallClock
 from node.codec import Encoded, Header
 from node.config import TopologySection
 from node.context import Context
+from node.drifting import Drift, DriftingClock
 from node.errors import BadFrame, NotAMember, TransportError, Unreachable
 from node.graph import Graph
+from node.inference import Inference
+from node.live.beginning import Beginning
 from node.live.checkpoints import Checkpoints
+from node.live.parcels import Parcels
 from node.live.steps import Steps
 from node.live.transport import Transport
+from node.live.waits import TimedMailbox
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref, Spec, Task, Value
@@ -32,9 +38,6 @@ from node.world import Done, Ledger, Lineage, Workload
 
 _MOST_ANSWERS = 64
 """Answers to one peer that may wait to be solved and sent."""
-
-_MOST_EARLY = 4_096
-"""Events that are kept for a protocol that has not begun yet."""
 
 
 class Tensors(NamedTuple):
@@ -51,6 +54,14 @@ class LiveWorld:
     :meth:`lose` and :meth:`regain`. Ops run in one worker thread, so that the loop goes on answering; the graph belongs
     to the loop.
     """
+
+    drifts: Sequence[Drift] = ()
+    """How the clock runs that the protocol sees."""
+    took: Callable[[str, float], None] = staticmethod(lambda what, seconds: None)
+    """Told how long a ``round``, ``mix``, ``wait`` or ``checkpoint`` has taken, in s."""
+    partial_waits = 0
+    """How often the protocol has gone on without some that it waited for."""
+    _newest_round = (-1, 0.0)
 
     def __init__(
         self,
@@ -80,19 +91,20 @@ class LiveWorld:
         self.ledger: Ledger | None = None
         self.lineage: Lineage | None = None
         self.mechanisms: Mechanisms | None = None
+        self.inference: Inference | None = None
         self.shapes = frozenset({workload.model_spec})
         """What a model, or a part of one, in a message may look like."""
         self.recorder = recorder
         self.tape = tape
-        self.batches = 0
-        self.forced_solves = 0
-        self.messages = 0
-        self.bytes_sent = 0
+        self.batches = self.forced_solves = self.messages = self.bytes_sent = 0
         self.traffic: Counter[str] = Counter()
         """Bytes sent, by the wire name of messages."""
         self.refused_messages = 0
+        self._dropped: Counter[tuple[str, str]] = Counter()
         self.steps = Steps()
         self.transport: Transport | None = None
+        self.parcels: Parcels | None = None
+        """How whole models go that are large; None: as messages, too."""
         self.elapsed_s = 0.0
         """For how long the run has been going on when this node begins."""
         self.participants = participants or Participants(nodes)
@@ -105,8 +117,7 @@ class LiveWorld:
         self._solving = asyncio.Lock()
         self._answering: Counter[int] = Counter()
         self._topologies: dict[TopologySection, Topology] = {}
-        self._context: Context | None = None
-        self._early: list[Callable[[Context], None]] = []
+        self._beginning = Beginning()
         self._tasks: set[asyncio.Task[None]] = set()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Fails when a handler, a mod or spawned work does, also after ``run`` has ended."""
@@ -114,11 +125,14 @@ class LiveWorld:
     async def run(self, protocol: Protocol, wrapping: Wrapping | None) -> Value | None:
         """Take part until the protocol has ended; gives the final model's value. Handlers go on answering after it."""
         self.clock.start(self.elapsed_s)
-        ctx = Context(self.me, self, protocol, wrapping)
+        clock = DriftingClock(self.clock, self.drifts) if self.drifts else None
+        ctx = Context(self.me, self, protocol, wrapping, clock)
+        ctx.mailbox = TimedMailbox(self.me, clock or self.clock, self._waited)
+        self._newest_round = (-1, time.monotonic())
         running = asyncio.ensure_future(ctx.run())
         try:
             await asyncio.sleep(0)  # the protocol's first step: its state is set up before a handler can see it
-            self._open(ctx)
+            self._beginning.begin(ctx)
             self.failure.add_done_callback(lambda _: running.cancel())
             try:
                 final = await running
@@ -133,11 +147,16 @@ class LiveWorld:
         await self._settle()
         return None if final is None else await self._solved(final)
 
-    def _open(self, ctx: Context) -> None:
-        self._context = ctx
-        early, self._early = self._early, []
-        for event in early:
-            event(ctx)
+    @property
+    def dropped(self) -> Mapping[tuple[str, str], int]:
+        """Messages that were given up, by queue and reason."""
+        ctx = self._beginning.context
+        late = 0 if ctx is None else ctx.mailbox.late
+        return {("mailbox", "late"): late, ("early", "full"): self._beginning.refused, **self._dropped}
+
+    def _waited(self, seconds: float, is_partial: bool) -> None:
+        self.partial_waits += is_partial
+        self.took("wait", seconds)
 
     async def close(self, wait: bool = True) -> None:
         """End the work beside ``run``, and the worker thread.
@@ -167,16 +186,7 @@ class LiveWorld:
                 self.transport.refuse(sender, str(error))
             return
         self.tape.note(self.clock.time(), EventKind.DELIVERED, self.me, sender, header.size_bytes)
-        self._when_begun(lambda ctx: self._deliver(ctx, sender, message, header.request, header.reply))
-
-    def _when_begun(self, event: Callable[[Context], None]) -> None:
-        """Let something happen to the context: now, or in its turn once there is one."""
-        if self._context is not None:
-            event(self._context)
-        elif len(self._early) < _MOST_EARLY:
-            self._early.append(event)
-        else:
-            self.refused_messages += 1
+        self._beginning.when_begun(lambda ctx: self._deliver(ctx, sender, message, header.request, header.reply))
 
     def _deliver(self, ctx: Context, sender: int, message: Message, request: int, reply: int) -> None:
         try:
@@ -201,11 +211,11 @@ class LiveWorld:
     def lose(self, peer: int) -> None:
         """A peer has gone."""
         self.tape.note(self.clock.time(), EventKind.LOST, self.me, peer)
-        self._when_begun(lambda ctx: ctx.lose(peer))
+        self._beginning.when_begun(lambda ctx: ctx.lose(peer))
 
     def regain(self, peer: int) -> None:
         """A peer that had gone is there again."""
-        self._when_begun(lambda ctx: ctx.regain(peer))
+        self._beginning.when_begun(lambda ctx: ctx.regain(peer))
 
     # Solving
 
@@ -215,10 +225,13 @@ class LiveWorld:
             loop = asyncio.get_running_loop()
             try:
                 while batch := plan.next_batch():
+                    began_s = time.monotonic()
                     try:
                         values = await loop.run_in_executor(self._worker, self._executor.solve, batch.op, batch.tasks)
                     except Exception as error:
                         raise explain(batch, self.graph, error) from error
+                    if batch.op is self.workload.mix:
+                        self.took("mix", time.monotonic() - began_s)
                     self.batches += 1
                     plan.commit(batch, values)
             finally:
@@ -265,6 +278,7 @@ class LiveWorld:
         """Send an answer beside whatever goes on; a peer that asks for more than it takes gets no more answers."""
         if self._answering[to] >= _MOST_ANSWERS:
             self.refused_messages += 1
+            self._dropped["answers", "full"] += 1
             ctx.log.warning("request not answered", peer=to, message=message.wire_name, unsent=self._answering[to])
             return
         self._answering[to] += 1
@@ -292,9 +306,10 @@ class LiveWorld:
             return
         assert self.transport is not None
         try:
-            await self.transport.send(peer, encoded, keep=message)
+            way = self.parcels if message.whole and self.parcels is not None else self.transport
+            await way.send(peer, encoded, keep=message)
         except (Unreachable, NotAMember) as error:
-            ctx.log.info("message lost", peer=peer, message=message.wire_name, reason=str(error))
+            ctx.log.debug("message lost", peer=peer, message=message.wire_name, reason=str(error))
 
     def _buffer_of(self, ref: Ref) -> memoryview:
         buffer = self._tensors.to_buffer(self.graph.values[ref.id])
@@ -317,6 +332,10 @@ class LiveWorld:
     def record(self, ctx: Context, round: int, fields: Mapping[str, Ref | float]) -> None:
         """Keep some metrics, and solve them soon."""
         self.recorder.add(self.clock.time(), ctx.me, round, fields)
+        newest, since_s = self._newest_round
+        if round > newest:
+            self._newest_round = (round, time.monotonic())
+            self.took("round", time.monotonic() - since_s)
         self.spawn(ctx, self._settle())
 
     def watch(self, ctx: Context, peers: Sequence[int]) -> None:
@@ -354,7 +373,9 @@ class LiveWorld:
         tensors = {name: (ref.spec, bytes(self._buffer_of(ref))) for name, ref in refs.items()}
         plain = {name: value for name, value in state.items() if name not in refs}
         loop = asyncio.get_running_loop()
+        began_s = time.monotonic()
         if await loop.run_in_executor(self._worker, self._checkpoints.save, plain, tensors):
+            self.took("checkpoint", time.monotonic() - began_s)
             self.steps.kept()
 
     def load(self, ctx: Context) -> Mapping[str, Any] | None:
@@ -363,4 +384,5 @@ class LiveWorld:
         if saved is None:
             return None
         plain, tensors = saved
+        ctx.log.info("restored", round=plain.get("round"))
         return {**plain, **{name: self._received(memoryview(data), spec) for name, (spec, data) in tensors.items()}}

@@ -1,8 +1,8 @@
 """Who is there: membership and failure detection, as state machines without I/O.
 
-:class:`Swim` knows all members. :class:`HyParView` knows a few, in networks too large for that; :class:`Plumtree`
-reaches all others through those few. A machine takes inputs and the time, and gives actions; sockets, disks, clocks and
-keys are the caller's::
+:class:`Swim` knows all members. :class:`Partial` knows a few (:class:`HyParView`), in networks too large for that, and
+reaches all others through those few (:class:`Plumtree`). A machine takes inputs and the time, and gives actions;
+sockets, disks, clocks and keys are the caller's::
 
     swim = Swim(me, kept_incarnation, record, PRESETS["lan"], rng, signatures)
     for action in swim.step(Start(seeds=(0,)), now):
@@ -18,7 +18,8 @@ its signature tells that it was it; it cannot speak for them.
 
 from node.membership.hyparview import HyParView
 from node.membership.overlay import Broadcast, Disconnect, Graft, IHave, OverlayMessage, Prune, Sizes, TreeMessage
-from node.membership.plumtree import Deliver, Plumtree
+from node.membership.partial import Partial
+from node.membership.plumtree import Plumtree
 from node.membership.statement import RECORD_BYTES, Signatures, State, Statement, Unsigned
 from node.membership.swim import Swim
 from node.membership.timing import PRESETS, Timing
@@ -28,6 +29,7 @@ from node.membership.vocabulary import (
     Ack,
     Action,
     Changed,
+    Deliver,
     Describe,
     Differences,
     Gossip,
@@ -48,6 +50,7 @@ from node.membership.vocabulary import (
     SetTimer,
     Start,
     Summary,
+    Tell,
     Tick,
     Usurped,
     Warn,
@@ -79,6 +82,7 @@ __all__ = [
     "Message",
     "Nack",
     "OverlayMessage",
+    "Partial",
     "PeerMessage",
     "Persist",
     "Ping",
@@ -96,6 +100,7 @@ __all__ = [
     "Statement",
     "Summary",
     "Swim",
+    "Tell",
     "Tick",
     "Timing",
     "TreeMessage",

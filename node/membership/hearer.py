@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from node.membership.credit import Credit
 from node.membership.health import Health
 from node.membership.ring import Ring
 from node.membership.rumours import Rumours
@@ -55,6 +56,8 @@ class Hearer:
         self.health = Health(timing.health_ceiling)
         self.refused = 0
         """Statements that were not their author's."""
+        self.refutations = 0
+        """How often this node has objected to being called gone."""
         self._record = record
         self._timing = timing
         self._rng = rng
@@ -67,6 +70,7 @@ class Hearer:
         """What peers have said of their own."""
         self._fallen: deque[tuple[float, int]] = deque()
         """Who has been called dead, and when, while that is fresh."""
+        self._credit = Credit()
         self._is_misjudged = False
         self._is_full = False
         self._now = 0.0
@@ -103,6 +107,8 @@ class Hearer:
             return False
         if not statement.is_well_formed or not self._view.is_news(statement):
             return False
+        if not statement.is_own_word and self._credit.is_spent(statement.author, statement.peer, self._now):
+            return False
         if not self._view.can_take(statement.peer):
             self._warn_of_room()
             return False
@@ -127,6 +133,9 @@ class Hearer:
         was_live = self._view.is_live(word.peer)
         if not self._view.has_room_for(word.peer):
             self._forget(self._view.longest_gone())
+        if word.state is State.ALIVE:
+            for refuted in self._view.accusations(word.peer):
+                self._credit.refuted(refuted.author, word.peer, self._now)
         self._view.put_word(word, self._now)
         if was_live and word.state is State.LEFT:
             self._ring.remove(word.peer)
@@ -166,9 +175,22 @@ class Hearer:
         elif statement.incarnation < self.incarnation:
             self._is_misjudged = True
         elif statement.incarnation == self.incarnation and self._verified(statement):
+            self._object_to(statement.author)
+
+    def _object_to(self, accuser: int) -> None:
+        """Say that this node is there. To one who is not believed any more only now and then, and without self-doubt.
+
+        Those who do believe it suspect this node for longer than that, and tell it again.
+        """
+        least_s, _ = self._timing.suspicion_s(self._view.live)
+        if not self._credit.is_spent(accuser, self.me, self._now):
             self.health.change(+1)
-            self._is_misjudged = True
-            self._raise_incarnation()
+        elif self._credit.idle_s(accuser, self.me, self._now) < least_s / 2:
+            return
+        self._credit.refuted(accuser, self.me, self._now)
+        self._is_misjudged = True
+        self.refutations += 1
+        self._raise_incarnation()
 
     def _verified(self, statement: Statement) -> bool:
         verified = self._signatures.verify(statement)

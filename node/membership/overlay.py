@@ -39,7 +39,8 @@ class Sizes:
     """Hops that are left when it goes into a passive view."""
     shuffled_active: int = 3
     shuffled_passive: int = 4
-    shuffle_interval_s: float = 10.0
+    shuffle_interval_s: float = 20.0
+    """At which an idle node sends less than 1 kB/s."""
     answer_timeout_s: float = 2.0
     """Who has not answered a request to be neighbours by then is forgotten."""
     forget_s: float = 86_400.0

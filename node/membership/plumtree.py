@@ -10,27 +10,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from node.errors import ProtocolError
 from node.membership.broadcast import Archive, Missing, Payload
 from node.membership.overlay import CONTENT_BYTES, MOST_HOPS, Broadcast, Graft, IHave, Prune, TreeMessage
-from node.membership.vocabulary import Send, SetTimer
+from node.membership.vocabulary import Deliver, Send, SetTimer
 
 TREE_ROUND_TRIPS = 10
 """What is announced may take so many round trips to come along the tree, before it is asked for."""
 ASK_ROUND_TRIPS = 3
 """And who was asked for it so many, before the next one is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """A broadcast is new here."""
-
-    content: bytes
-    hop: int
-    """Links that it came over; 0: this node's own."""
 
 
 TreeAction: TypeAlias = Send | Deliver | SetTimer

@@ -22,11 +22,16 @@ class Probe:
     end_s: float
     tolerated_lag_s: float
     """This node's own lateness beyond which a missing answer says nothing."""
+    look: int = 1
+    """How many in a row this is of one target, since those before said too little."""
     helpers: int = 0
     """Who have been asked, and have promised to report."""
-    nacks: int = 0
+    reports: int = 0
+    """That have come from them: it has answered, or it has not."""
     is_indirect: bool = False
     is_answered: bool = False
+    is_direct: bool = False
+    """Whether it has answered itself."""
     worst_lag_s: float = 0.0
     """Of this node, while it waited."""
 
@@ -48,7 +53,7 @@ class Probe:
 
         Lifeguard (arXiv 1707.00788, 2017): where helpers that promised to report are silent too, they are not all dead.
         """
-        return max(0, self.helpers - self.nacks) if self.helpers else 1
+        return max(0, self.helpers - self.reports) if self.helpers else 1
 
 
 @dataclass(slots=True)

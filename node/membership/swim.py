@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from node.membership.comparison import Comparison
 from node.membership.health import MOST_PEER_LAG_S
 from node.membership.probe import Probe, Relays
+from node.membership.reach import MOST_LOOKS, Reach
 from node.membership.statement import Signatures, State, Unsigned
 from node.membership.timing import Timing
 from node.membership.vocabulary import (
@@ -68,6 +69,7 @@ class Swim(Comparison):
         """When the next probe begins, while there is none."""
         self._gossip_s = math.inf
         self._relays = Relays()
+        self._reach = Reach()
         self._stalled_s = -math.inf
         """Until when stalls have been made up for."""
         self._has_left = False
@@ -159,15 +161,21 @@ class Swim(Comparison):
 
     # Probes
 
-    def _begin_probe(self) -> None:
+    def _begin_probe(self, before: Probe | None = None) -> None:
         interval_s = self._timing.probe_interval_s * self.health.scale
-        if (target := self._ring.turn()) is None:
+        if (target := self._ring.turn() if before is None else before.target) is None:
             self._probe, self._probe_s = None, self._now + interval_s
             return
         slack_s = 2 * self.health.lag_s(self._now) + self._lags_s.get(target, 0.0)
         patience_s = self._timing.probe_timeout_s * self.health.scale
         self._probe = Probe(
-            self._next_seq(), target, self._now, patience_s + slack_s, self._now + interval_s + slack_s, patience_s / 2
+            self._next_seq(),
+            target,
+            began_s=self._now,
+            timeout_s=patience_s + slack_s,
+            end_s=self._now + interval_s + slack_s,
+            tolerated_lag_s=patience_s / 2,
+            look=1 if before is None else before.look + 1,
         )
         self._send((target,), Ping(self._probe.seq, self._updates_for(target)))
 
@@ -176,19 +184,27 @@ class Swim(Comparison):
         if not probe.is_answered and not probe.is_indirect:
             self._ask_helpers(probe)
             return
+        again: Probe | None = None
+        if not probe.is_inconclusive:
+            self._reach.note(probe.is_answered + probe.helpers, probe.is_direct + min(probe.reports, probe.helpers))
         if not probe.is_answered and probe.is_inconclusive:
             self.health.change(+1)
         elif not probe.is_answered:
-            self.health.change(probe.penalty)
-            self._accuse(probe.target, State.SUSPECT)
-        self._begin_probe()
+            self.health.change(min(probe.penalty, max(1, self._timing.indirect_probes)))
+            if probe.look >= MOST_LOOKS or self._reach.suffices(self._view.live, probe.helpers):
+                self._accuse(probe.target, State.SUSPECT)
+            elif self._view.is_live(probe.target):
+                again = probe
+        self._begin_probe(again)
 
     def _ask_helpers(self, probe: Probe) -> None:
-        helpers = self._ring.sample(self._timing.indirect_probes, (probe.target,))
+        helpers = self._ring.sample(self._helpers(), (probe.target,))
         probe.is_indirect, probe.helpers = True, len(helpers)
         within_ms = max(0, int(1000 * (probe.end_s - self._now)))
-        for helper in helpers:
-            self._send((helper,), PingRequest(probe.seq, probe.target, within_ms, self._updates_for(helper)))
+        self._send(helpers, PingRequest(probe.seq, probe.target, within_ms))
+
+    def _helpers(self) -> int:
+        return self._reach.helpers(self._view.live, self._timing.indirect_probes)
 
     def _on_ack(self, sender: int, ack: Ack) -> None:
         if (asked := self._relays.answered(ack.seq)) is not None:
@@ -196,7 +212,11 @@ class Swim(Comparison):
             self._send((asker,), Ack(seq, ack.lag_ms))
             return
         probe = self._probe
-        if probe is None or probe.seq != ack.seq or probe.is_answered:
+        if probe is None or probe.seq != ack.seq:
+            return
+        probe.is_direct |= sender == probe.target
+        probe.reports += sender != probe.target
+        if probe.is_answered:
             return
         probe.is_answered = True
         self.health.change(-1)
@@ -213,7 +233,7 @@ class Swim(Comparison):
         seq = self._next_seq()
         within_s = min(request.within_ms / 1000, self._timing.probe_interval_s * self._timing.health_ceiling)
         if self._relays.add(seq, sender, request.seq, self._now, within_s):
-            self._send((request.target,), Ping(seq, self._updates_for(request.target)))
+            self._send((request.target,), Ping(seq, tuple(self._charges(request.target))))
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -227,8 +247,8 @@ class Swim(Comparison):
                 self._on_comparison(sender, message)
             case Nack(seq=seq):
                 if self._probe is not None and self._probe.seq == seq:
-                    self._probe.nacks += 1
-            case Ping() | Ack() | PingRequest() | Gossip():
+                    self._probe.reports += 1
+            case Ping() | Ack() | Gossip():
                 for statement in message.updates:
                     self._hear(statement)
         match message:

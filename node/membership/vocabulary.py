@@ -43,12 +43,11 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
 
 
 class PingRequest(msgspec.Struct, frozen=True, array_like=True, tag="ping-request"):
-    """Ask another for me; report either way before I conclude."""
+    """Ask another for me; report either way before I conclude. It carries no news: a lossy network has many of them."""
 
     seq: SequenceNumber
     target: Peer
     within_ms: Milliseconds
-    updates: Updates = ()
 
 
 class Nack(msgspec.Struct, frozen=True, array_like=True, tag="nack"):
@@ -136,11 +135,18 @@ class Describe:
 
 
 @dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell everybody something short, 64 KiB at most (partial views only)."""
+
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """The node goes on purpose; the last input."""
 
 
-Input: TypeAlias = Start | Tick | Received | Lag | Lost | Describe | Leave
+Input: TypeAlias = Start | Tick | Received | Lag | Lost | Describe | Tell | Leave
 
 # Actions, to be carried out in their order
 
@@ -183,6 +189,15 @@ class Introduce:
 
 
 @dataclass(frozen=True, slots=True)
+class Deliver:
+    """Somebody has told everybody something, and it is new here."""
+
+    content: bytes
+    hop: int
+    """Links that it came over; 0: this node's own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Usurped:
     """Somebody signs as this node, with an incarnation that it has not issued: its keys run twice. Log it and stop."""
 
@@ -196,7 +211,7 @@ class Warn:
     line: str
 
 
-Action: TypeAlias = Persist | Send | SetTimer | Changed | Introduce | Usurped | Warn
+Action: TypeAlias = Persist | Send | SetTimer | Changed | Introduce | Deliver | Usurped | Warn
 
 
 class Membership(Interface):

@@ -31,4 +31,5 @@ def decode(frame: bytes) -> Message:
     try:
         return _decoder.decode(frame)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:  # ValueError: a kind that is no UTF-8
-        raise BadFrame(f"membership: no message: {error}") from error
+        # What it quotes is the sender's, and may be anything.
+        raise BadFrame(f"membership: no message: {str(error)!a}") from error

@@ -14,7 +14,6 @@ import math
 from collections.abc import Collection, Hashable, Iterator
 
 import numpy as np
-from networkx.utils import UnionFind
 from numpy.typing import NDArray
 
 from node.errors import ConfigError
@@ -38,6 +37,8 @@ def eavesdropped_mus(lineage: Lineage, sensitivity: float = 1.0) -> Array:
 
 def _parts(lineage: Lineage) -> Iterator[Lineage]:
     """What is new in each value, divided into logs that share neither noise nor contributions."""
+    from networkx.utils import UnionFind  # only now: it takes a node's start a second
+
     seen = set(lineage.known_to(lineage.nodes))
     joined: UnionFind[Hashable] = UnionFind()
     new: dict[int, Made] = {}

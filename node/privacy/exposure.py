@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import networkx
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -84,7 +83,7 @@ def of_each(told: Told, delta: float, adjacency: Adjacency, victim: int | None =
     victims = _victims(told, victim)
     mus = mu_matrix(told.lineage, SENSITIVITY[adjacency], "all")
     published = _published(told, SENSITIVITY[adjacency])
-    hops = dict(networkx.all_pairs_shortest_path_length(_graph(told)))
+    hops = _hops(told)
     epsilons = _epsilons(mus, delta)
     pairs = [
         Pair(
@@ -165,21 +164,20 @@ def _victims(told: Told, victim: int | None) -> tuple[int, ...]:
     return nodes if victim is None else (victim,)
 
 
-def _graph(told: Told) -> networkx.DiGraph[int]:
+def _hops(told: Told) -> dict[int, dict[int, int]]:
+    """How far a node's messages go to come to another: by the one, by the other, in hops."""
+    import networkx  # only now: it takes a node's start a second
+
     graph = networkx.DiGraph()
     graph.add_nodes_from(told.lineage.nodes)
     graph.add_edges_from(sorted(told.links))
-    return graph
+    return dict(networkx.all_pairs_shortest_path_length(graph))
 
 
-def _hops_to(told: Told, attackers: Iterable[int]) -> dict[int, int]:
+def _hops_to(told: Told, attackers: Collection[int]) -> dict[int, int]:
     """How far each node is from the nearest attacker that can hear of it."""
-    hops: dict[int, int] = {}
-    back = _graph(told).reverse()
-    for attacker in sorted(attackers):
-        for node, length in networkx.single_source_shortest_path_length(back, attacker).items():
-            hops[node] = min(length, hops.get(node, length))
-    return hops
+    near = {node: [to[attacker] for attacker in attackers if attacker in to] for node, to in _hops(told).items()}
+    return {node: min(found) for node, found in near.items() if found}
 
 
 def _is_averaging(told: Told) -> bool:

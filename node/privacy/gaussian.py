@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from scipy.optimize import brentq  # type: ignore[import-untyped]
-from scipy.special import log_ndtr, ndtr, ndtri  # type: ignore[import-untyped]
+import scipy  # type: ignore[import-untyped]  # it imports its parts on first use: they take 60 MB
 
 from node.errors import ConfigError
 
@@ -32,8 +31,8 @@ def delta_of(mu: float, epsilon: float) -> float:
     if math.isinf(mu):
         return 1.0
     # The factor exp(epsilon) alone overflows.
-    taken = math.exp(min(0.0, epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))))
-    return max(0.0, float(ndtr(mu / 2 - epsilon / mu)) - taken)
+    taken = math.exp(min(0.0, epsilon + float(scipy.special.log_ndtr(-mu / 2 - epsilon / mu))))
+    return max(0.0, float(scipy.special.ndtr(mu / 2 - epsilon / mu)) - taken)
 
 
 def epsilon_of(mu: float, delta: float) -> float:
@@ -49,7 +48,9 @@ def epsilon_of(mu: float, delta: float) -> float:
         return 0.0
     # The looser conversion brackets the exact one.
     most = zcdp_epsilon_of(mu, delta)
-    return float(brentq(lambda epsilon: delta_of(mu, epsilon) - delta, 0.0, most, rtol=_TOLERANCE, xtol=_TINY))
+    return float(
+        scipy.optimize.brentq(lambda epsilon: delta_of(mu, epsilon) - delta, 0.0, most, rtol=_TOLERANCE, xtol=_TINY)
+    )
 
 
 def mu_of(epsilon: float, delta: float) -> float:
@@ -63,7 +64,7 @@ def mu_of(epsilon: float, delta: float) -> float:
     most = 1.0
     while delta_of(most, epsilon) < delta:
         most *= 2
-    root = brentq(lambda mu: delta_of(mu, epsilon) - delta, 0.0, most, rtol=_TOLERANCE, xtol=_TINY)
+    root = scipy.optimize.brentq(lambda mu: delta_of(mu, epsilon) - delta, 0.0, most, rtol=_TOLERANCE, xtol=_TINY)
     return float(root) * (1 - _TOLERANCE)
 
 
@@ -99,17 +100,17 @@ def zcdp_epsilon_of(mu: float, delta: float) -> float:
 
 def attack_auc(mu: float) -> float:
     """Area under the ROC curve of the best membership test there is against mu-GDP."""
-    return float(ndtr(mu / math.sqrt(2)))
+    return float(scipy.special.ndtr(mu / math.sqrt(2)))
 
 
 def attack_true_positive_rate(mu: float, false_positive_rate: float) -> float:
     """Hits of the best test at this rate of false alarms."""
-    return float(ndtr(ndtri(false_positive_rate) + mu))
+    return float(scipy.special.ndtr(scipy.special.ndtri(false_positive_rate) + mu))
 
 
 def attack_balanced_accuracy(mu: float) -> float:
     """Mean of hits and correct rejections of the best test, at its best threshold."""
-    return float(ndtr(mu / 2))
+    return float(scipy.special.ndtr(mu / 2))
 
 
 def calibrate(epsilon_at: Callable[[float], float], epsilon: float) -> float:

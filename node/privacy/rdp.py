@@ -12,8 +12,8 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
+import scipy  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from scipy.special import gammaln, gammasgn, log_ndtr, logsumexp  # type: ignore[import-untyped]
 
 from node.errors import ConfigError
 from node.privacy.gaussian import check_delta
@@ -124,7 +124,7 @@ def _log_moment(sigma: float, q: float, order: float) -> float:
     if order.is_integer():
         k = np.arange(order + 1)
         logs = _log_binomial(order, k) + (order - k) * math.log1p(-q) + k * math.log(q)
-        return float(logsumexp(logs + (k * k - k) / (2 * sigma**2)))
+        return float(scipy.special.logsumexp(logs + (k * k - k) / (2 * sigma**2)))
     return _log_fractional_moment(sigma, q, order)
 
 
@@ -141,12 +141,13 @@ def _log_fractional_moment(sigma: float, q: float, order: float) -> float:
         i = np.arange(begin, end, dtype=np.float64)
         begin, end = end, 2 * end
         j = order - i
-        below = j * math.log1p(-q) + i * math.log(q) + (i * i - i) / (2 * sigma**2) + log_ndtr((meets - i) / sigma)
-        above = i * math.log1p(-q) + j * math.log(q) + (j * j - j) / (2 * sigma**2) + log_ndtr((j - meets) / sigma)
+        left, right = scipy.special.log_ndtr((meets - i) / sigma), scipy.special.log_ndtr((j - meets) / sigma)
+        below = j * math.log1p(-q) + i * math.log(q) + (i * i - i) / (2 * sigma**2) + left
+        above = i * math.log1p(-q) + j * math.log(q) + (j * j - j) / (2 * sigma**2) + right
         logs.append(_log_binomial(order, i) + np.logaddexp(below, above))
         # Beyond the order, binomials alternate: their absolute values would give a looser bound.
-        signs.append(gammasgn(j + 1))
-        total = float(logsumexp(np.concatenate(logs), b=np.concatenate(signs)))
+        signs.append(scipy.special.gammasgn(j + 1))
+        total = float(scipy.special.logsumexp(np.concatenate(logs), b=np.concatenate(signs)))
         if i[-1] > order and logs[-1][-1] < logs[-1][-2] and logs[-1][-1] < total + _NEGLIGIBLE:
             return total
     ends = math.floor(order), math.ceil(order)
@@ -155,7 +156,7 @@ def _log_fractional_moment(sigma: float, q: float, order: float) -> float:
 
 def _log_binomial(n: float, k: Curve) -> Curve:
     """Log of the absolute value, also for fractional n."""
-    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
+    return np.asarray(scipy.special.gammaln(n + 1) - scipy.special.gammaln(k + 1) - scipy.special.gammaln(n - k + 1))
 
 
 def _log_moments_without_replacement(sigma: float, q: float, orders: int) -> list[float]:
@@ -171,7 +172,7 @@ def _log_moments_without_replacement(sigma: float, q: float, orders: int) -> lis
     moments = [0.0]
     for order in range(2, orders + 1):
         binomials = _log_binomial(order, np.arange(2.0, order + 1))
-        moments.append(float(logsumexp([0.0, *(binomials + logs[: order - 1])])))
+        moments.append(float(scipy.special.logsumexp([0.0, *(binomials + logs[: order - 1])])))
     return moments
 
 

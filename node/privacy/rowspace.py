@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
+import scipy  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky, lapack, solve_triangular  # type: ignore[import-untyped]
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -60,7 +60,7 @@ class RowSpace:
             return np.asarray(self._columns @ (self._left / self._singular))
         white = np.zeros_like(self._columns)
         for columns, first in self._blocks():
-            white[columns, first:] = solve_triangular(
+            white[columns, first:] = scipy.linalg.solve_triangular(
                 self._lower[first:, first:], self._columns[columns, first:].T, lower=True, check_finite=False
             ).T
         return white
@@ -100,10 +100,10 @@ class RowSpace:
             block = self._columns[columns, first:][self._spanning[columns]]
             gram[first:, first:] += block.T @ block
         try:
-            lower: Array = cholesky(gram, lower=True, check_finite=False)
-        except LinAlgError:
+            lower: Array = scipy.linalg.cholesky(gram, lower=True, check_finite=False)
+        except scipy.linalg.LinAlgError:
             return None
-        reciprocal, _ = lapack.dpocon(lower, np.abs(gram).sum(axis=0).max(), uplo="L")
+        reciprocal, _ = scipy.linalg.lapack.dpocon(lower, np.abs(gram).sum(axis=0).max(), uplo="L")
         return lower if reciprocal > _WELL_CONDITIONED else None
 
     def _decompose(self) -> None:

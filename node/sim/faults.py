@@ -11,7 +11,7 @@ from dataclasses import replace
 from node.config import InjectedFaultSection, NetworkSection, RuleSection, check_faults
 from node.errors import ConfigError
 from node.sim.churn import Change, Churn
-from node.sim.surroundings import Slowdown, Surroundings
+from node.sim.surroundings import Spell, Surroundings
 
 
 def surrounded(around: Surroundings, faults: Sequence[InjectedFaultSection], nodes: int) -> Surroundings:
@@ -22,23 +22,26 @@ def surrounded(around: Surroundings, faults: Sequence[InjectedFaultSection], nod
     """
     check_faults(faults, nodes)
     for i, fault in enumerate(faults):
-        if fault.kind == "garbage":
-            raise ConfigError(f"faults[{i}].kind: a simulation sends no bytes to be garbage; run it with --clock real")
         if fault.kind == "pause" and around.cores:
             raise ConfigError(f"faults[{i}].kind: nodes that share a machine (devices.cores) cannot pause; use restart")
     if not faults:
         return around
-    slowdowns = [
-        Slowdown(frozenset(fault.nodes or ()), fault.rate or 1.0, fault.at_s, fault.end_s)
-        for fault in faults
-        if fault.kind == "slow"
-    ]
     return replace(
         around,
         network=_with_rules(around.network, faults),
         churn=_with_changes(around.churn, faults),
-        slowdowns=(*around.slowdowns, *slowdowns),
+        slowdowns=(*around.slowdowns, *_spells("slow", faults)),
+        garbage=(*around.garbage, *_spells("garbage", faults)),
+        drifts=(*around.drifts, *_spells("drift", faults)),
+        full_disks=(*around.full_disks, *_spells("full-disk", faults)),
     )
+
+
+def _spells(kind: str, faults: Sequence[InjectedFaultSection]) -> Iterator[Spell]:
+    for fault in faults:
+        if fault.kind == kind:
+            rate = fault.rate or fault.drift or 0.0
+            yield Spell(frozenset(fault.nodes or ()), fault.at_s, fault.end_s, rate)
 
 
 def _with_rules(network: NetworkSection, faults: Sequence[InjectedFaultSection]) -> NetworkSection:
@@ -49,16 +52,16 @@ def _with_rules(network: NetworkSection, faults: Sequence[InjectedFaultSection])
 def _rules(fault: InjectedFaultSection) -> Iterator[RuleSection]:
     when = {"start_s": fault.at_s, "end_s": None if fault.for_s is None else fault.end_s}
     for group in fault.groups or ():
-        yield RuleSection(kind="partition", frm=group, both_ways=True, **when)
+        yield RuleSection(kind="partition", frm=group, both_ways=not fault.one_way, **when)
     # One rule for each sender: a rule from several nodes is not about what they tell each other.
     senders = [None] if fault.nodes is None else [(node,) for node in fault.nodes]
     for frm in senders:
         if fault.kind == "loss":
-            yield RuleSection(kind="drop", value=fault.rate or 0.0, frm=frm, **when)
+            yield RuleSection(kind="drop", value=fault.rate or 0.0, frm=frm, to=fault.to, **when)
         if fault.delay_s:
-            yield RuleSection(kind="delay", value=fault.delay_s, frm=frm, **when)
+            yield RuleSection(kind="delay", value=fault.delay_s, frm=frm, to=fault.to, **when)
         if fault.jitter_s:
-            yield RuleSection(kind="jitter", value=fault.jitter_s, frm=frm, **when)
+            yield RuleSection(kind="jitter", value=fault.jitter_s, frm=frm, to=fault.to, **when)
 
 
 def _with_changes(churn: Churn | None, faults: Sequence[InjectedFaultSection]) -> Churn | None:

@@ -13,6 +13,7 @@ from node.mailbox import Mailbox
 from node.message import Message
 from node.op import Spec
 from node.participants import Participants
+from node.sim.garbling import Garbling
 from node.sim.network import Network
 from node.sim.presence import Presence
 from node.sim.refusals import Refusals
@@ -59,6 +60,8 @@ class Mail:
         self._is_plain = False
         self._inspects = False
         self.refusals = Refusals(contexts)
+        self.garbling: Garbling | None = None
+        """What turns messages into random bytes; None: nothing does."""
 
     def open(self, handled: Mapping[type[Message], object], shapes: frozenset[Spec], is_watched: bool) -> None:
         """Begin: all contexts are there, their protocol has these handlers, and somebody may watch what arrives.
@@ -68,10 +71,10 @@ class Mail:
         """
         self._handled = handled
         self._mailboxes = [ctx.mailbox for ctx in self._contexts]
-        self._inspects = any(ctx.has_mods for ctx in self._contexts)
+        self._inspects = self.garbling is not None or any(ctx.has_mods for ctx in self._contexts)
         self.refusals.open(shapes)
         is_wrapped = any(ctx.is_wrapped for ctx in self._contexts)
-        self._is_plain = self._presence is None and not is_wrapped and not is_watched
+        self._is_plain = self._presence is None and not is_wrapped and not is_watched and not self._inspects
 
     def send(self, ctx: Context, to: Sequence[int], message: Message, request: int, reply: int) -> None:
         """Put a message on its way to each peer."""
@@ -79,6 +82,11 @@ class Mail:
             raise ProtocolError(f"node {ctx.me} sends to {list(to)}; nodes are numbered 0 to {len(self._contexts) - 1}")
         self._flush_tape()
         size = codec.size_bytes(message, request, reply)
+        count = len(to)
+        if self.garbling is not None:
+            to, garbled = self.garbling.part(ctx.me, to, self._clock.now)
+            header_bytes = size - sum([ref.spec.size_bytes for ref in codec.refs(message)])
+            self._carry(ctx.me, garbled, header_bytes, self._refuse, None)
         if self._is_plain and not reply and type(message) not in self._handled:
             self._carry(ctx.me, to, size, self._deposit, message)
         elif self._presence is None:
@@ -86,7 +94,6 @@ class Mail:
         else:
             stamp = self._presence.stamp(ctx.me)
             self._carry(ctx.me, to, size, self._arrive, (message, request, reply, stamp))
-        count = len(to)
         if self._is_own is not None:
             count -= sum(self._is_own(ctx.me, peer) for peer in to)
         ctx.bytes_sent += size * count
@@ -110,6 +117,15 @@ class Mail:
         except Exception as error:
             self._fail(to, error)
 
+    def _refuse(self, arg: tuple[int, int, None, int]) -> None:
+        """Random bytes have come in place of a message."""
+        to, sender, _, size = arg
+        if (self._presence is not None and not self._presence.is_online(to)) or self.refusals.is_cut(to, sender):
+            self.lose((to, sender, size))
+            return
+        self.refusals.offend(to, sender)
+        self._lose_if_cut(to, sender)
+
     def _is_turned_away(self, to: int, sender: int, message: Message) -> bool:
         """Whether the receiver does not take a message in; who has sent too many of these is lost to it."""
         if self.refusals.is_cut(to, sender):
@@ -117,10 +133,14 @@ class Mail:
             return True
         if not self.refusals.refuses(to, sender, message):
             return False
+        self._lose_if_cut(to, sender)
+        return True
+
+    def _lose_if_cut(self, to: int, sender: int) -> None:
+        """Whoever has been refused too often is lost to its receiver."""
         if self.refusals.is_cut(to, sender):
             self._note(self._clock.now, _LOST, to, sender)
             self._contexts[to].lose(sender)
-        return True
 
     def _arrive(self, arg: tuple[int, int, tuple[Message, int, int, tuple[int, float]], int]) -> None:
         """Deliver where nodes come and go: not to whom was away when it was sent, nor from whom has crashed since."""

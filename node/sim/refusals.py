@@ -24,7 +24,7 @@ class Refusals:
 
     def __init__(self, contexts: Sequence[Context]) -> None:
         self.refused = 0
-        """Messages turned away for their content."""
+        """Messages turned away for their content, or because they were none."""
         self._shapes: frozenset[Spec] = frozenset()
         self._contexts = contexts
         self._offences: Counter[tuple[int, int]] = Counter()
@@ -47,11 +47,15 @@ class Refusals:
             return False
         if all(ref.spec in self._shapes for ref in codec.refs(message)):
             return False
+        self.offend(to, sender)
+        return True
+
+    def offend(self, to: int, sender: int) -> None:
+        """Something that a node has sent is refused by another, and held against it."""
         self.refused += 1
         self._offences[to, sender] += 1
         if self._offences[to, sender] == Limits.refusals:
             self._cut.add((to, sender))
-        return True
 
     def forget(self, node: int) -> None:
         """A node begins a new life: it holds nothing against anybody."""

@@ -7,19 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from node.clock import Clock
 from node.config import ChurnSection, DevicesSection, NetworkSection
+from node.drifting import Drift, DriftingClock
 from node.errors import ConfigError
 from node.sim.churn import Churn, churn
 from node.sim.devices import Devices, build
 
 
-class Slowdown(NamedTuple):
-    """Some devices compute at a share of their speed for a while."""
+class Spell(NamedTuple):
+    """Something befalls some devices for a while."""
 
     nodes: frozenset[int]
-    rate: float
     start_s: float
     end_s: float
+    rate: float = 1.0
+    """How much of it."""
+
+    def strikes(self, node: int, now_s: float) -> bool:
+        """Whether it befalls a device now."""
+        return node in self.nodes and self.start_s <= now_s < self.end_s
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,27 @@ class Surroundings:
     evaluate_time: bool = False
     detect_s: float = 0.0
     """How long after a crash the others know of it."""
-    slowdowns: Sequence[Slowdown] = ()
+    slowdowns: Sequence[Spell] = ()
+    """Devices compute at a share of their speed."""
+    garbage: Sequence[Spell] = ()
+    """A share of what devices send comes as random bytes."""
+    drifts: Sequence[Spell] = ()
+    """Devices' clocks gain so many seconds in each."""
+    full_disks: Sequence[Spell] = ()
+    """Devices can keep nothing new."""
 
     def speed(self, node: int, now_s: float) -> float:
         """The share of its speed at which a device does what it begins now."""
-        there = (slow for slow in self.slowdowns if node in slow.nodes and slow.start_s <= now_s < slow.end_s)
-        return math.prod(slow.rate for slow in there)
+        return math.prod(slow.rate for slow in self.slowdowns if slow.strikes(node, now_s))
+
+    def is_disk_full(self, node: int, now_s: float) -> bool:
+        """Whether a device can keep nothing new now."""
+        return any(full.strikes(node, now_s) for full in self.full_disks)
+
+    def clock(self, node: int, clock: Clock) -> Clock:
+        """A device's own clock, where the true one is ``clock``."""
+        drifts = [Drift(each.start_s, each.end_s, each.rate) for each in self.drifts if node in each.nodes]
+        return DriftingClock(clock, drifts) if drifts else clock
 
 
 def surround(

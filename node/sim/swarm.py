@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from node.clock import Priority, VirtualClock
-from node.membership import Action, Input, Membership, Persist, Received, Send, Start, Tick, encode
+from node.membership import Action, Input, Lost, Membership, Persist, Received, Send, Start, Tick, encode
 
 Launch: TypeAlias = Callable[[int, int], tuple[Membership, Start]]
 """Gives the machine of a node, from the incarnation that it has kept (0: none), and its first input."""
@@ -51,7 +51,10 @@ class Host:
 class Swarm:
     """Nodes by number, each with one machine while it is up."""
 
-    def __init__(self, clock: VirtualClock, nodes: int, launch: Launch, path: Path) -> None:
+    def __init__(
+        self, clock: VirtualClock, nodes: int, launch: Launch, path: Path, *, lost_after_s: float | None = None
+    ) -> None:
+        """Those whose links lead to a node that is down hear of it after ``lost_after_s``; None: links say nothing."""
         self.hosts = [Host() for _ in range(nodes)]
         self.messages = 0
         self.sent_bytes = 0
@@ -60,6 +63,7 @@ class Swarm:
         self._clock = clock
         self._launch = launch
         self._path = path
+        self._lost_after_s = lost_after_s
 
     def up(self, node: int) -> None:
         """Start a node, or start it again with what it has kept; nothing where it runs."""
@@ -72,7 +76,14 @@ class Swarm:
 
     def down(self, node: int) -> None:
         """Crash a node."""
-        self.hosts[node].machine = None
+        machine, self.hosts[node].machine = self.hosts[node].machine, None
+        for peer in machine.peers() if machine else ():
+            self._break(peer, node)
+
+    def _break(self, node: int, peer: int) -> None:
+        """Let a node hear that its link to a peer is no more."""
+        if self._lost_after_s is not None:
+            self._clock.post(self._lost_after_s, lambda lost: self._step(node, lost), Lost(peer))
 
     def hold(self, node: int, seconds: float) -> None:
         """Let a node compute nothing for a while, as one that is stopped or starved."""
@@ -144,7 +155,11 @@ class Swarm:
             host.kept = action.incarnation
 
     def _deliver(self, delivery: tuple[int, Received]) -> None:
-        self._step(*delivery)
+        to, received = delivery
+        if self.hosts[to].machine is None:
+            self._break(received.sender, to)
+        else:
+            self._step(to, received)
 
     def _arm(self, node: int, host: Host) -> None:
         """Have the timer ring when something is due, unless it rings before that anyway."""

@@ -13,6 +13,7 @@ from node.clock import VirtualClock
 from node.config import TopologySection
 from node.context import Context
 from node.errors import Deadlock, ProtocolError, SimulationError, StarlingError
+from node.inference import Inference
 from node.message import Message
 from node.mods import Wrapping
 from node.op import Key, Ref, Task, Value
@@ -23,6 +24,7 @@ from node.record import Recorder
 from node.sim import network
 from node.sim.forcing import Forcing
 from node.sim.garbage import lean_garbage_collection
+from node.sim.garbling import Garbling
 from node.sim.labour import Labour
 from node.sim.mail import Mail
 from node.sim.presence import Presence
@@ -86,12 +88,12 @@ class SimWorld:
         self.initial = self.graph.constant(workload.init.solve(Task((), {}, Key(seed, 0, 0))), workload.model_spec)
         self.finals: dict[int, Ref] = {}
         self.lost: dict[int, str] = {}
-        self.gone: Collection[int] = ()
         self.shapes = frozenset({workload.model_spec})
         """What a model, or a part of one, may look like in a message that a mod has changed."""
         self.ledger: Ledger | None = None
         self.lineage: Lineage | None = None
         self.mechanisms: Mechanisms | None = None
+        self.inference: Inference | None = None
         self.forcing = Forcing(clock, solver, stopwatch)
         self.solving_s = 0.0
         self.recorder = recorder
@@ -118,7 +120,9 @@ class SimWorld:
 
     def _surround(self, surroundings: Surroundings) -> None:
         """Set up what runs the nodes, links them, and makes them go and come."""
+        self._surroundings = surroundings
         clock, nodes, devices = self.clock, self.participants.nodes, surroundings.devices
+        self.gone: Collection[int] = ()
         self._presence: Presence | None = None
         if surroundings.churn is not None:
             churn = surroundings.churn.of_devices(self.participants)
@@ -140,6 +144,8 @@ class SimWorld:
         if not self.participants.are_nodes_alone:
             self.network = Wiring(self.network, clock, self.participants)
         self.mail = Mail(clock, self.network, self._tape, self._contexts, self._fail, self._presence, self.participants)
+        if surroundings.garbage:
+            self.mail.garbling = Garbling(surroundings.garbage, self.seed, self.participants.device)
 
     async def run(self, protocol: Callable[[], Protocol], wrapping: Callable[[int], Wrapping | None]) -> None:
         """Run one protocol instance on every node until all have ended, then solve what was recorded."""
@@ -169,7 +175,8 @@ class SimWorld:
 
     def _context(self, node: int) -> tuple[Context, Protocol]:
         make, wrapping = self._parts
-        clock = None if self._presence is None else self._presence.clocks[node]
+        true = self.clock if self._presence is None else self._presence.clocks[node]
+        clock = self._surroundings.clock(self.participants.device(node), true)
         try:
             protocol = make()
             return Context(node, self, protocol, wrapping(node), clock), protocol
@@ -376,8 +383,9 @@ class SimWorld:
             self._fail(node, error)
 
     def save(self, ctx: Context, state: Mapping[str, Any]) -> Awaitable[None]:
-        """Keep a node's state; where nobody ever goes, nobody will ask for it."""
-        if self._presence is not None and not self._is_stale(ctx):
+        """Keep a node's state, unless its disk is full; where nobody ever goes, nobody will ask for it."""
+        is_full = self._surroundings.is_disk_full(self.participants.device(ctx.me), self.clock.now)
+        if self._presence is not None and not self._is_stale(ctx) and not is_full:
             self._saved[ctx.me] = dict(state)
         return _DONE
 

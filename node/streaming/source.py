@@ -12,6 +12,8 @@ MOST_CREDIT = 64
 _LEAST_RATE_BYTES_PER_S = 1.0
 _NEWEST = 0.25
 """What the newest measurement of a rate counts."""
+_SPAN_S = 0.01
+"""Of a measurement: chunks that were read together say nothing about the time between them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Source:
         self._ever_asked: set[int] = set()
         self._asked_again: set[int] = set()
         self._last_s = -math.inf
-        self._unmeasured_bytes = 0
+        self._span_s = 0.0
+        self._span_bytes = 0
         self.return_by(link)
 
     def return_by(self, link: Link) -> None:
@@ -100,16 +103,17 @@ class Source:
         if asked_s is None or chunk in self._asked_again:
             self._asked_again.discard(chunk)
             return None
+        self.rtt_s = min(self.rtt_s, now_s - asked_s)
         self._measure(asked_s, size_bytes, now_s)
         return now_s - asked_s
 
     def _measure(self, asked_s: float, size_bytes: int, now_s: float) -> None:
         # A chunk cannot begin to come before the question has been there, nor before the chunk ahead of it is here.
-        self._unmeasured_bytes += size_bytes
-        took_s = now_s - max(asked_s + self.rtt_s, self._last_s)
+        self._span_s += max(0.0, now_s - max(asked_s + self.rtt_s, self._last_s))
+        self._span_bytes += size_bytes
         self._last_s = max(self._last_s, now_s)
-        if took_s > 0:
-            rate = self._unmeasured_bytes / took_s
-            self._unmeasured_bytes = 0
+        if self._span_s >= _SPAN_S:
+            rate = self._span_bytes / self._span_s
             self.rate_bytes_per_s += _NEWEST * (rate - self.rate_bytes_per_s)
             self.rate_bytes_per_s = max(_LEAST_RATE_BYTES_PER_S, self.rate_bytes_per_s)
+            self._span_s, self._span_bytes = 0.0, 0

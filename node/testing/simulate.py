@@ -41,6 +41,7 @@ class Outcome:
     time_s: float
     """Virtual seconds."""
     messages: int
+    refused_messages: int
     bytes_sent: int
     tasks: int
     """Tasks recorded."""
@@ -156,6 +157,7 @@ async def _run(
         if (wrapping := _wrapping(mods, world.shapes)) is not None:
             world.shapes = wrapping.carried(world.shapes)
     world.mechanisms = mechanisms
+    world.inference = protocol.inference(protocol.config, nodes)
     await world.run(lambda: copy.deepcopy(protocol), lambda node: _wrapping(mods if node < nodes else (), world.shapes))
     usage.close(world.clock.time())
     digest = tape.digest()
@@ -164,6 +166,7 @@ async def _run(
         recorder=recorder,
         time_s=world.clock.time(),
         messages=world.mail.messages,
+        refused_messages=world.mail.refusals.refused,
         bytes_sent=world.mail.bytes_sent,
         tasks=world.graph.recorded,
         solved=world.solver.solved,

@@ -6,6 +6,7 @@ same one for itself, and nothing about it travels.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 
 import numpy as np
@@ -67,6 +68,16 @@ class Topology:
     def weights(self, node: int, round: int = 0) -> tuple[float, ...]:
         """The node's own weight, then that of each of its sources, in their order; they sum to 1."""
         return self._mixing(round if self.fresh else 0)[node]
+
+    def weights_of(self, heard: Collection[int], node: int, round: int = 0) -> tuple[float, ...]:
+        """The same for those sources alone that were heard, in their order: the others' weights are the node's own."""
+        own, *rest = self.weights(node, round)
+        sources = self.sources(node, round)
+        if tuple(heard) == sources:
+            return (own, *rest)
+        by_peer = dict(zip(sources, rest, strict=True))
+        chosen = [by_peer[peer] for peer in heard]
+        return (own + sum(by_peer[peer] for peer in sources if peer not in heard), *chosen)
 
     def matrix(self, round: int = 0) -> NDArray[np.float64]:
         """W as a dense matrix, shape (nodes, nodes): row i holds the weights of node i. For small numbers of nodes."""

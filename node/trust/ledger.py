@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -78,6 +79,7 @@ class Ledger:
         self._apply = apply
         self._read_bytes = 0
         self._lines = 0
+        self._reading = threading.RLock()
         check_private(path)
         self.refresh()
 
@@ -88,6 +90,10 @@ class Ledger:
 
     def refresh(self) -> None:
         """Apply what other processes have added. Corrupt for a line that is no entry; ConfigError if unreadable."""
+        with self._reading:  # of two threads at once each would apply, and count, what the other does
+            self._refresh()
+
+    def _refresh(self) -> None:
         try:
             with self._path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._read_bytes:
@@ -110,8 +116,9 @@ class Ledger:
             raise ConfigError(f"{self._path}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self.refresh()
-            yield
+            with self._reading:
+                self.refresh()
+                yield
         finally:
             os.close(descriptor)
 
@@ -120,6 +127,10 @@ class Ledger:
 
         Within :meth:`locked` where other processes may write.
         """
+        with self._reading:
+            self._append(entry)
+
+    def _append(self, entry: Entry) -> None:
         line = msgspec.json.encode(entry) + b"\n"
         try:
             with self._path.open("r+b", buffering=0) as file:

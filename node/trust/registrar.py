@@ -53,24 +53,26 @@ class Registrar:
         Raises:
             StoreError: what was decided cannot be kept, so nobody is let in; answer nothing.
         """
+        action = "admit"
         try:
             asked = decode_request(request)
+            action = "renew" if isinstance(asked, Renew) else "admit"
             with self._authority() as authority:
                 certificate = self._decide(authority, asked, link_key, now_s)
                 welcome = self._welcome(authority, certificate, now_s)
         except Refused as refused:
             self.refused[refused.reason] += 1
             self._log.warning("admission refused", address=address, reason=refused.reason.value, detail=refused.detail)
-            self._note(now_s, address, refused.detail, refused.reason.value)
+            self._note(now_s, address, action, refused.detail, refused.reason.value)
             return encode(Turned(refused.reason))
         peer = id_text(certificate.peer_id)
         self._log.info("admitted", address=address, member=certificate.node, role=certificate.role.value, peer=peer)
-        self._note(now_s, address, f"node {certificate.node}, {certificate.role.value}, {peer}")
+        self._note(now_s, address, action, f"node {certificate.node}, {certificate.role.value}, {peer}")
         return encode(welcome)
 
-    def _note(self, now_s: float, address: str, what: str, reason: str = "") -> None:
+    def _note(self, now_s: float, address: str, action: str, what: str, reason: str = "") -> None:
         try:
-            self._audit.record(now_s, address, "admit", what, reason)
+            self._audit.record(now_s, address, action, what, reason)
         except OSError as error:
             self._log.error("audit not written", reason=error.strerror)
 

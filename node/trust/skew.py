@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 WARN_S = 30.0
 _FEWEST = 3
 """Peers before there is something to compare with, where there are as many."""
@@ -26,8 +24,14 @@ class Skew:
 
     @property
     def median_s(self) -> float:
-        """By how much the peers' clocks are ahead of ours, by their median; half of them may lie."""
-        return statistics.median(self._offsets_s.values()) if self._offsets_s else 0.0
+        """By how much the peers' clocks are ahead of ours, by the median of them and ours; a minority may lie.
+
+        Of two in the middle it is the one nearer to ours: half of the clocks do not put the other half in the wrong.
+        """
+        if len(self._offsets_s) == 1:
+            return next(iter(self._offsets_s.values()))
+        clocks = sorted([0.0, *self._offsets_s.values()])
+        return min(clocks[(len(clocks) - 1) // 2], clocks[len(clocks) // 2], key=abs)
 
     def warning(self, peers: int) -> str | None:
         """One line where the clock is off by WARN_S or more, when that is new; ``peers``: how many there are."""

@@ -117,6 +117,16 @@ class Trust:
         known = self._by_curve_key.get(curve_key)
         return known.certificate if known is not None and self.counts(known.certificate, now_s) else None
 
+    def why_not(self, curve_key: bytes, now_s: float) -> str | None:
+        """Why the certificate of a CURVE key (32 bytes) does not count now; None: it does, or there is none."""
+        known = self._by_curve_key.get(curve_key)
+        try:
+            if known is not None:
+                self.check(known.certificate, now_s)
+        except Refused as refused:
+            return refused.detail
+        return None
+
     def revoked_keys(self, now_s: float) -> frozenset[bytes]:
         """CURVE keys of the members that are revoked by now, as far as we have known them: no link is to be made."""
         return frozenset(

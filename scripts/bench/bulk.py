@@ -1,9 +1,10 @@
 """What a bulk transfer costs: 500 MB from one process's store to another's over loopback, beside a raw TCP socket.
 
-Interleaved in one run: a raw socket that fills a reused buffer; a transfer, each chunk of it verified and written to
-disk; the same without SHA-256 and disk, which is what the wire itself and its encryption cost (the target is for that).
-In another transfer a proxy cuts the connection at random bytes, and what is sent again is counted. Meanwhile a message
-goes back and forth over the link of the same two nodes. Medians; read the ratios, the seconds depend on the machine.
+Interleaved in one run: a raw socket that fills a reused buffer; a transfer without SHA-256 and disk, which is what the
+wire itself and its encryption cost (the target is for that); a whole transfer, each chunk of it verified and written to
+disk, while a message goes back and forth over the link of the same two nodes. In the last transfer a proxy cuts the
+connection at random bytes, and what is sent again is counted. Medians; read the ratios, the seconds depend on the
+machine. Processor time hardly depends on what else it does, and what else it does may well decide the ratio of rates.
 
     scripts/bench/bulk [--repetitions 5] [--megabytes 500] [--folder /dev/shm] [--check]
 """
@@ -50,7 +51,8 @@ from node.transfer.sealing import TAG_BYTES
 CUTS = 3
 PAUSE_S = 0.005
 QUIET_S = 1.0
-TARGETS = {"ratio": 0.7, "round_trip_p99_ms": 50.0, "grown_mb": 64.0}
+LEAST_RATIO = 0.7
+TARGETS = {"round_trip_p99_ms": 50.0, "grown_mb": 64.0, "chunks_twice": 0}
 
 
 class Ping(Message, name="bench/bulk/ping/1"):
@@ -224,26 +226,24 @@ async def quiet_round_trips(party: Party) -> list[float]:
 
 
 async def transfer(party: Party, manifest: Manifest, child: int) -> dict[str, Any]:
-    """One fetch, from an empty store, with a message going back and forth meanwhile."""
-    milliseconds: list[float] = []
+    """One fetch, into an empty store."""
     arrived_s: list[float] = []
-    pinging = asyncio.create_task(round_trips(party, milliseconds))
-    cpu_s = both_cpu_s(child)
-    with growth(os.getpid(), child) as grown:
-        began_s = time.perf_counter()
-        await party.bulk.fetch(
-            manifest.id, 0, progress=lambda here, whole: arrived_s.append(time.perf_counter() - began_s)
-        )
-        installed_s = time.perf_counter() - began_s
-    pinging.cancel()
+    cpu_s, began_s = both_cpu_s(child), time.perf_counter()
+    await party.bulk.fetch(manifest.id, 0, progress=lambda here, whole: arrived_s.append(time.perf_counter() - began_s))
+    installed_s = time.perf_counter() - began_s
+    cpu_s = both_cpu_s(child) - cpu_s
     party.store.remove(manifest.id)
-    return {
-        "arrived_s": arrived_s[-1],
-        "installed_s": installed_s,
-        "cpu_s": both_cpu_s(child) - cpu_s,
-        "grown_mb": max(grown),
-        "ms": milliseconds,
-    }
+    return {"arrived_s": arrived_s[-1], "installed_s": installed_s, "cpu_s": cpu_s}
+
+
+async def watched(party: Party, manifest: Manifest, child: int) -> dict[str, Any]:
+    """The same, with a message going back and forth meanwhile, and both processes' memory sampled."""
+    milliseconds: list[float] = []
+    pinging = asyncio.create_task(round_trips(party, milliseconds))
+    with growth(os.getpid(), child) as grown:
+        result = await transfer(party, manifest, child)
+    pinging.cancel()
+    return result | {"grown_mb": {"receiver": grown[0], "sender": grown[1]}, "ms": milliseconds}
 
 
 async def measure(folder: Path, repetitions: int, size_bytes: int) -> dict[str, Any]:
@@ -262,21 +262,21 @@ async def measure(folder: Path, repetitions: int, size_bytes: int) -> dict[str, 
     ours.send(party.card.to_text())
     party.transport.admit(Roster([party.card, Card.from_text(text)]))
     assert child.pid is not None
-    first = await transfer(party, manifest, child.pid)  # dials, and touches every buffer
+    first = await watched(party, manifest, child.pid)  # dials, and touches every buffer
     raw: list[tuple[float, float]] = []
     quiet_ms: list[float] = []
     arms: dict[str, list[dict[str, Any]]] = {"stored": [], "sealed": []}
     for _ in range(repetitions):
         raw.append(raw_tcp(size_bytes))
-        quiet_ms += await quiet_round_trips(party)
-        arms["stored"].append(await transfer(party, manifest, child.pid))
         with patch.object(Manifest, "matches", lambda *_: True), patch.object(Partial, "write", lambda *_: None):
             arms["sealed"].append(await transfer(party, manifest, child.pid))
+        quiet_ms += await quiet_round_trips(party)
+        arms["stored"].append(await watched(party, manifest, child.pid))
     broken = await cut(party, manifest, child.pid, ours, port, rng)
     ours.send(None)
     await party.close()
     child.join()
-    more = {"quiet_round_trip_p99_ms": p99(quiet_ms), "grown_mb": round(first["grown_mb"], 1)}
+    more = {"quiet_round_trip_p99_ms": p99(quiet_ms), "grown_mb": grown_mb([first, *arms["stored"]])}
     return summary(size_bytes, raw, arms) | more | broken
 
 
@@ -290,7 +290,7 @@ async def cut(
     pipe.send(proxy.port)
     pipe.recv()
     before = party.bulk.chunks_received
-    result = await transfer(party, manifest, child)
+    result = await watched(party, manifest, child)
     frame_bytes = NUMBER.size + CHUNK_BYTES + TAG_BYTES
     whole = [passed // frame_bytes for passed in proxy.passed_bytes]
     return {
@@ -300,11 +300,17 @@ async def cut(
         "chunks_by_attempt": whole,
         "chunks_twice": sum(whole) - manifest.chunks,
         "cut_round_trip_p99_ms": p99(result["ms"]),
+        "cut_grown_mb": grown_mb([result]),
     }
 
 
 def p99(milliseconds: list[float]) -> float:
     return round(float(np.percentile(milliseconds, 99)), 2)
+
+
+def grown_mb(transfers: list[dict[str, Any]]) -> dict[str, float]:
+    """The most by which each end grew, in MB."""
+    return {end: round(max(each["grown_mb"][end] for each in transfers), 1) for end in ("sender", "receiver")}
 
 
 def summary(size_bytes: int, raw: list[tuple[float, float]], arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -323,6 +329,7 @@ def summary(size_bytes: int, raw: list[tuple[float, float]], arms: dict[str, lis
             "mb_s": round(size_bytes / arrived / 1e6),
             "ratio": round(raw_s / arrived, 2),
             "cpu_s_per_gb": round(cpu_s / size_bytes * 1e9, 2),
+            "cpu_ratio": round(raw_cpu_s / cpu_s, 2),
             "paired_ratios": [round(ratio, 2) for ratio in ratios],
             "installed_s": round(statistics.median(run["installed_s"] for run in runs), 2),
         }
@@ -334,11 +341,14 @@ def summary(size_bytes: int, raw: list[tuple[float, float]], arms: dict[str, lis
 
 
 def missed(result: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}: {result[name]}, target {target}"
-        for name, target in TARGETS.items()
-        if (result[name] < target if name == "ratio" else result[name] > target)
-    ] + (["chunks came twice"] if result["chunks_twice"] else [])
+    """A line for each claim that does not hold."""
+    most = {
+        "round_trip_p99_ms": max(result["round_trip_p99_ms"], result["cut_round_trip_p99_ms"]),
+        "grown_mb": max(*result["grown_mb"].values(), *result["cut_grown_mb"].values()),
+        "chunks_twice": result["chunks_twice"],
+    }
+    short = [f"{name}: {figure}, at most {TARGETS[name]}" for name, figure in most.items() if figure > TARGETS[name]]
+    return short + ([f"ratio: {result['ratio']}, at least {LEAST_RATIO}"] if result["ratio"] < LEAST_RATIO else [])
 
 
 def _quiet() -> None:

@@ -1,8 +1,11 @@
-"""Everything that reads bytes of strangers, fed mutated and random ones: inputs a second, memory, and what crashed.
+"""Everything that reads bytes of others, fed mutated and random ones: inputs a second, memory, and what crashed.
 
-The surfaces are those of ``tests/unit/surfaces.py``: the header of messages, the handshake in each of its states,
-invitations, certificates, revocations, successions, requests and answers of admission, and what comes in over HTTP. An
-input is a true one after a few changes, or noise. It passes where it gives a valid value or one StarlingError. Exits
+The surfaces are those of ``tests/unit/surfaces.py``, for strangers: the header of messages, the handshake in each of
+its states, invitations, certificates, revocations, successions, requests and answers of admission, and what comes in
+over HTTP; and those of ``tests/unit/peer_surfaces.py``, for members: what they say of members (and what the machines do
+then), records, what is said at a door, decrees, words about bulk transfers and their manifests, frames of a link.
+
+An input is a true one after a few changes, or noise. It passes where it gives a valid value or one StarlingError. Exits
 with 1 where one did not, where one took more than a second of CPU, or where memory grew by over 16 MiB from the first
 tenth to the end.
 
@@ -26,6 +29,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "unit"))
 
 from node.errors import StarlingError
+from peer_surfaces import peer_surfaces
 from surfaces import Surface, mutated, surfaces
 
 MOST_GROWTH_BYTES = 16 << 20
@@ -58,7 +62,7 @@ def crash(surface: Surface, data: bytes) -> str | None:
 
 def fuzz(job: tuple[str, int, int]) -> Outcome:
     name, seed, inputs = job
-    (surface,) = (one for one in surfaces() if one.name == name)
+    (surface,) = (one for one in (*surfaces(), *peer_surfaces()) if one.name == name)
     rng = np.random.default_rng([seed, *name.encode()])
     taken, slowest_s, crashers, first_bytes = 0, 0.0, [], 0
     began_s = time.perf_counter()
@@ -82,13 +86,13 @@ def fuzz(job: tuple[str, int, int]) -> Outcome:
 
 
 def again(name: str, data: bytes) -> int:
-    (surface,) = (one for one in surfaces() if one.name == name)
+    (surface,) = (one for one in (*surfaces(), *peer_surfaces()) if one.name == name)
     surface.feed(data)
     return 0
 
 
 def main() -> int:
-    names = [surface.name for surface in surfaces()]
+    names = [surface.name for surface in (*surfaces(), *peer_surfaces())]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000, help="over all surfaces")
     parser.add_argument("--seed", type=int, default=0)

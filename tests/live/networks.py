@@ -70,12 +70,12 @@ class Network:
         keys = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "timing": "host", "state": self._path / name, **more}
         return NodeFile(**keys)
 
-    def found(self) -> Daemon:
+    def found(self, **more: Any) -> Daemon:
         """Start node 0."""
         state = self.state("founder")
         with self.folder.authority() as authority:
             authority.enrol(state.identity, Role.learner, time.time())
-        settings = self.settings("founder", network=self.folder.path)
+        settings = self.settings("founder", network=self.folder.path, **more)
         return self._start("founder", settings, belong(settings, state, None), state)
 
     def token(self, uses: int = 10, expires_s: int = FAR_S, role: Role = Role.learner) -> Token:
@@ -127,12 +127,14 @@ class Network:
 
 
 @asynccontextmanager
-async def network(folder: Path, nodes: int, **protocol: Any) -> AsyncIterator[Network]:
-    """A network with its founder started."""
+async def network(
+    folder: Path, nodes: int, *, founder: dict[str, Any] | None = None, **protocol: Any
+) -> AsyncIterator[Network]:
+    """A network with its founder started, with more settings of its own where they are given."""
     with ExitStack() as stack:
         made = Network(folder, experiment(nodes, **protocol), stack)
         try:
-            made.found()
+            made.found(**(founder or {}))
             await until(lambda: made.daemons["founder"].standing.address)
             yield made
         finally:

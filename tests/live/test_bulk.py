@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -188,6 +189,14 @@ async def test_an_object_arrives_bit_for_bit(party: Make, size_bytes: int):
     assert {whole for _, whole in seen} <= {size_bytes}
 
 
+async def test_progress_is_told_on_the_event_loop(party: Make):
+    a, b = party(), party()
+    acquaint(a, b)
+    threads: set[int] = set()
+    await b.fetch(a.add(2 * CHUNK_BYTES), progress=lambda *_: threads.add(threading.get_ident()))
+    assert threads == {threading.get_ident()}
+
+
 async def test_what_is_there_already_is_not_fetched_again(party: Make):
     a, b = party(), party()
     acquaint(a, b)
@@ -251,6 +260,19 @@ async def test_a_fetch_that_was_cancelled_goes_on_where_it_has_stopped(proxied: 
     assert b.bulk.chunks_received == 8 or b.bulk.chunks_received == had + 8 - len(again.present)
 
 
+async def test_a_receiver_that_closes_breaks_off_and_keeps_what_came(party: Make):
+    a, b = party(rate_bps=40e6), party()
+    acquaint(a, b)
+    manifest, come = a.add(20 * CHUNK_BYTES), asyncio.Event()
+    fetching = asyncio.ensure_future(b.fetch(manifest, progress=lambda *_: come.set()))
+    await come.wait()
+    await b.bulk.close()
+    with pytest.raises(Unreachable, match="has closed its transfers"):
+        await fetching
+    with Store(b.folder).begin(manifest) as partial:
+        assert 1 <= len(partial.present) < 20
+
+
 async def test_a_bit_that_flips_on_the_way_is_noticed_and_fetched_again_under_another_key(proxied: Any):
     a, b, proxy = await proxied([], [2 * CHUNK_BYTES + 12_345])
     manifest = a.add(4 * CHUNK_BYTES)
@@ -284,9 +306,9 @@ async def test_a_damaged_copy_is_found_at_its_chunk_and_its_sender_named(party: 
     with pytest.raises(Corrupt, match="node 0 sent a wrong chunk 3 of object"):
         await c.fetch(manifest, 0)
     had = c.bulk.chunks_received
-    assert had == 3
+    assert had in (3, 4)  # that behind the wrong one may have been on its way
     await c.fetch(manifest, 1)  # the good chunks are kept
-    assert b.bulk.chunks_sent == 2
+    assert b.bulk.chunks_sent == 5 - had
     assert content(c, manifest) == content(b, manifest)
 
 
@@ -396,7 +418,47 @@ async def test_a_capped_sender_shares_its_rate_between_peers(party: Make):
     assert other[0] >= 6 * CHUNK_BYTES
 
 
+async def test_a_sender_that_waits_for_its_turn_closes_at_once(party: Make, monkeypatch: pytest.MonkeyPatch):
+    """At this rate a slice of a chunk takes longer than is waited for."""
+    monkeypatch.setattr(bulk_module, "LEAST_RATE_BPS", 3e4)
+    a, b = party(rate_bps=3e4), party()
+    acquaint(a, b)
+    fetching = asyncio.ensure_future(b.fetch(a.add(2 * CHUNK_BYTES)))
+    while not a.bulk._server._serving:
+        await asyncio.sleep(0)
+    a.bulk.lose(b.node)
+    assert not a.bulk._server._serving
+    fetching.cancel()
+    await asyncio.gather(fetching, return_exceptions=True)
+    async with asyncio.timeout(WAIT_S / 2):
+        await a.bulk.close()
+    assert not a.bulk._server._tasks
+
+
 # Who dials without being granted anything
+
+
+class Caller:
+    """A connection to a party's bulk transfers, whose calls block a thread: the event loop serves the other end."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+
+    @classmethod
+    async def dial(cls, party: Party) -> Caller:
+        return cls(await Wire.dial("127.0.0.1", party.bulk.port))
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.to_thread(self.wire.send, data)
+
+    async def receive(self, into: memoryview) -> None:
+        await asyncio.to_thread(self.wire.receive, into)
+
+    async def receive_number(self) -> int:
+        return await asyncio.to_thread(self.wire.receive_number)
+
+    def close(self) -> None:
+        self.wire.close()
 
 
 async def grant_of(a: Party, b: Party, manifest: Manifest) -> Grant:
@@ -405,7 +467,7 @@ async def grant_of(a: Party, b: Party, manifest: Manifest) -> Grant:
     return answer
 
 
-async def ends(wire: Wire) -> bool:
+async def ends(wire: Caller) -> bool:
     """Whether the other end closes without a byte."""
     try:
         await wire.receive(memoryview(bytearray(1)))
@@ -421,7 +483,7 @@ async def test_a_stranger_who_knows_a_transfer_but_not_its_key_gets_nothing(part
     acquaint(a, b)
     grant = await grant_of(a, b, a.add(CHUNK_BYTES))
     for transfer in (grant.transfer, bytes(16)):
-        wire = await Wire.dial("127.0.0.1", a.bulk.port)
+        wire = await Caller.dial(a)
         await wire.send(HELLO.pack(transfer, bytes(16)))
         assert await ends(wire)
     assert a.bulk.chunks_sent == 0
@@ -433,7 +495,7 @@ async def test_a_grant_serves_one_connection(party: Make):
     manifest = a.add(CHUNK_BYTES)
     grant = await grant_of(a, b, manifest)
     seal = Seal(grant.key, grant.cipher, belonging("bulk", 0, 1, grant.transfer, manifest.id, manifest.chunks))
-    first, second = [await Wire.dial("127.0.0.1", a.bulk.port) for _ in range(2)]
+    first, second = [await Caller.dial(a) for _ in range(2)]
     await first.send(HELLO.pack(grant.transfer, seal.proof()))
     assert await first.receive_number() == 0
     await second.send(HELLO.pack(grant.transfer, seal.proof()))
@@ -447,7 +509,7 @@ async def test_a_false_acknowledgement_ends_the_transfer(party: Make):
     manifest = a.add(20 * CHUNK_BYTES)
     grant = await grant_of(a, b, manifest)
     seal = Seal(grant.key, grant.cipher, belonging("bulk", 0, 1, grant.transfer, manifest.id, manifest.chunks))
-    wire = await Wire.dial("127.0.0.1", a.bulk.port)
+    wire = await Caller.dial(a)
     await wire.send(HELLO.pack(grant.transfer, seal.proof()) + NUMBER.pack(19))
     with pytest.raises((OSError, Unreachable)):
         await wire.receive(memoryview(bytearray(manifest.size_bytes)))
@@ -460,7 +522,7 @@ async def test_a_receiver_that_keeps_nothing_is_sent_a_window_and_no_more(party:
     manifest = a.add(20 * CHUNK_BYTES)
     grant = await grant_of(a, b, manifest)
     seal = Seal(grant.key, grant.cipher, belonging("bulk", 0, 1, grant.transfer, manifest.id, manifest.chunks))
-    wire = await Wire.dial("127.0.0.1", a.bulk.port)
+    wire = await Caller.dial(a)
     await wire.send(HELLO.pack(grant.transfer, seal.proof()))
     room = memoryview(bytearray(CHUNK_BYTES + TAG_BYTES))
     for index in range(8):
@@ -529,18 +591,29 @@ async def test_one_that_never_started_closes(tmp_path: Path):
     await Bulk(0, None, Store(tmp_path), may_fetch=lambda *_: True).close()
 
 
+async def test_strangers_that_say_nothing_take_no_thread(party: Make):
+    a, b = party(), party()
+    acquaint(a, b)
+    strangers = [await Caller.dial(a) for _ in range(2 * (bulk_module.MOST_SENDING + bulk_module.MOST_FETCHING))]
+    manifest = a.add(2 * CHUNK_BYTES)
+    await b.fetch(manifest)
+    assert content(b, manifest) == content(a, manifest)
+    for stranger in strangers:
+        stranger.close()
+
+
 async def test_a_silent_connection_is_closed(party: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bulk_serve, "DIAL_S", 0.01)
     a = party()
     acquaint(a)
-    wire = await Wire.dial("127.0.0.1", a.bulk.port)
+    wire = await Caller.dial(a)
     assert await ends(wire)
 
 
 async def test_a_connection_that_stalls_has_broken(party: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bulk_socket, "STALL_S", 0.02)
     a = party()
-    wire = await Wire.dial("127.0.0.1", a.bulk.port)
+    wire = await Caller.dial(a)
     with pytest.raises(TimeoutError):
         await wire.receive(memoryview(bytearray(1)))
     wire.close()

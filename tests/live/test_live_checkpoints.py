@@ -88,3 +88,40 @@ async def test_a_checkpoint_that_cannot_be_written_costs_a_warning(tmp_path):
         async with worlds(1, checkpoints=Checkpoints(tmp_path / "file" / "below")) as (world,):
             await world.run(Scripted(saving(lambda ctx: ctx.initial_model(), round=1)), None)
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["checkpoint not saved"]
+
+
+def test_a_disk_that_stays_full_is_told_once_and_what_was_kept_stays(tmp_path):
+    room = [True]
+
+    def write(path, data):
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(data)
+
+    checkpoints = Checkpoints(tmp_path, write)
+    with capture_logs() as logs:
+        assert checkpoints.save({"round": 1}, {})
+        room[0] = False
+        assert not any(checkpoints.save({"round": round}, {}) for round in (2, 3, 4))
+        assert checkpoints.load() == ({"round": 1}, {})
+        room[0] = True
+        assert checkpoints.save({"round": 5}, {})
+        assert Checkpoints(tmp_path).load() == ({"round": 5}, {})
+        room[0] = False
+        checkpoints.save({"round": 6}, {})
+    assert [line["event"] for line in logs] == [
+        "checkpoint not saved",
+        "checkpoint saved again",
+        "checkpoint not saved",
+    ]
+    assert "No space left" in logs[0]["reason"]
+
+
+def test_the_age_is_known_between_the_two_renames_too(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.saved_s() is Checkpoints(None).saved_s() is None
+    checkpoints.save({"round": 1}, {})
+    saved_s = checkpoints.saved_s()
+    assert saved_s is not None
+    (tmp_path / "checkpoint.current").rename(tmp_path / "checkpoint.previous")
+    assert checkpoints.saved_s() == saved_s

@@ -124,7 +124,7 @@ async def test_what_comes_before_the_run_waits_for_it():
 
     async with worlds(2) as (one, other):
         await one.run(Handled(send), None)
-        while len(other._early) < 3:
+        while len(other._beginning._kept) < 3:
             await asyncio.sleep(0)
         await other.run(Handled(hear), None)
 
@@ -139,7 +139,7 @@ async def test_who_was_lost_before_the_run_is_not_waited_for():
     async with worlds(2) as (one, other):
         other.transport.watch([0])
         await one.transport.close()
-        while not other._early:
+        while not other._beginning._kept:
             await asyncio.sleep(0)
         with pytest.raises(Unreachable, match=r"node 1 needs test\.live_world/note/1 number=2 from node 0"):
             await other.run(Scripted(hear), None)
@@ -176,7 +176,7 @@ async def test_the_failure_of_a_handler_after_the_run_is_kept():
 async def test_the_failure_of_a_handler_for_early_messages_is_the_nodes():
     async with worlds(2) as (one, other):
         await one.run(Handled(bad_note), None)
-        while not other._early:
+        while not other._beginning._kept:
             await asyncio.sleep(0)
         with pytest.raises(LookupError, match="a bad note"):
             await other.run(Handled(wait), None)

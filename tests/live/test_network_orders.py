@@ -33,6 +33,7 @@ async def test_a_member_that_drains_has_left_and_goes_on_where_it_was_when_it_re
         one = await net.join("one", net.token())
         await net.phase(Phase.RUNNING)
         await until(lambda: (one.standing.progress()["round"] or 0) >= 1)
+        assert await order(net, "founder", "pause") == 200  # who is ahead is caught up with, and nobody shall be
         assert await order(net, "one", "drain") == 200
         async with asyncio.timeout(30):
             assert await net.tasks["one"] == 0
@@ -43,10 +44,11 @@ async def test_a_member_that_drains_has_left_and_goes_on_where_it_was_when_it_re
         [peer] = await net.get("founder", "peers")
         assert peer["state"] == "left"
         assert (await net.get("founder", "status"))["peers"]["left"] == 1
-        assert await metric(net, "founder", 'starling_peers{state="left"}') == 1
+        assert await metric(net, "founder", 'starling_peers{path="none",state="left"}') == 1
 
         again = await net.join("one", None)
         await net.phase(Phase.RUNNING, "one")
+        assert await order(net, "founder", "resume") == 200
         await until(lambda: again.standing.progress()["round"] is not None)
         assert next(again.standing.participant.recorder.rows(0, 1)).round == kept
 

@@ -11,7 +11,7 @@ from node import Ref
 from node.config import InjectedFaultSection
 from protocols.dpsgd import DPSGD, Model
 
-EACH = 10
+EACH = 25
 """Schedules of each protocol; ``fault_schedules.py`` runs thousands."""
 
 
@@ -46,7 +46,10 @@ def test_the_schedules_visit_what_they_should():
     assert {fault.kind for schedule in schedules for fault in schedule.faults} == set(KINDS)
     assert {schedule.protocol for schedule in schedules} == set(MADE)
     assert 75 < sum(schedule.heals for schedule in schedules) < 225
-    assert {len(schedule.faults) for schedule in schedules} == {1, 2, 3, 4}
+    faults = [[fault for fault in schedule.faults if fault.kind != "full-disk"] for schedule in schedules]
+    assert {len(each) for each in faults} == {1, 2, 3, 4}, "whose disk fills up is restarted, which is one more"
+    assert {fault.one_way for each in faults for fault in each if fault.kind == "partition"} == {None, True}
+    assert {fault.to is None for each in faults for fault in each if fault.kind == "loss"} == {True, False}
     served = [fault for schedule in schedules if schedule.has_server for fault in schedule.faults]
     assert not any(fault.kind == "crash" and 0 in fault.nodes for fault in served), "nobody would serve"
 
@@ -70,9 +73,25 @@ def test_faults_do_something():
         "partition": {"groups": ((0, 1),), "for_s": 1.0},
         "loss": {"rate": 0.3},
         "delay": {"delay_s": 0.05},
+        "garbage": {"nodes": (1,), "rate": 0.5},
     }.items():
         disturbed = Schedule(1, "dpsgd", faults=[InjectedFaultSection(kind=kind, **options)])
         assert disturbed.run().clock.time() > without + 0.2, kind
+    loss = InjectedFaultSection(kind="loss", rate=0.3)
+    slow = InjectedFaultSection(kind="drift", nodes=tuple(range(6)), drift=-0.5)
+    prompt_s, late_s = (Schedule(1, "dpsgd", faults=faults).run().clock.time() for faults in ([loss], [loss, slow]))
+    assert late_s > prompt_s + 0.2, "who waits for what is lost waits longer by a slow clock"
+
+
+def test_a_full_disk_costs_the_rounds_since_and_no_more():
+    """``_check_kept`` sees to it that it costs no more."""
+
+    def began_again(*full):
+        restart = InjectedFaultSection(kind="restart", nodes=(1,), at_s=1.0, for_s=0.1)
+        world = Schedule(1, "dpsgd", make=made(Again), faults=[*full, restart]).run()
+        return next(row.round for row in world.recorder.rows() if row.node == 1 and row.time_s > 1.1)
+
+    assert began_again(InjectedFaultSection(kind="full-disk", nodes=(1,), at_s=0.5)) < began_again()
 
 
 # Mistakes that must be found
@@ -117,12 +136,16 @@ class Waiting(Forgetful):
         return await self.learn(ctx, 0 if saved is None else saved["round"])
 
 
-class Shrinking(Forgetful):
-    """Gives absent neighbours the weight that they would have, of nothing."""
+class Again(Forgetful):
+    """Makes no mistake: takes up the round that it was in, and does not catch up."""
 
     async def run(self, ctx):
         saved = ctx.restore()
         return await self.learn(ctx, 0 if saved is None else saved["round"])
+
+
+class Shrinking(Again):
+    """Gives absent neighbours the weight that they would have, of nothing."""
 
     def mixed(self, ctx, model, heard, round):
         return ctx.mix([model, *(message.model for message in heard.values())], [0.2] * (1 + len(heard)))
@@ -152,6 +175,16 @@ def test_a_planted_mistake_is_found_and_shrunk(kind, claim):
     assert len(smallest.faults) <= 1
     with pytest.raises(Violation, match=f"(?s){claim}.*seed {found.seed}, dpsgd"):
         smallest.run()
+
+
+def test_one_that_forgets_what_it_kept_before_its_disk_was_full_is_found():
+    faults = [
+        InjectedFaultSection(kind="full-disk", nodes=(1,), at_s=1.0, for_s=0.3),
+        InjectedFaultSection(kind="restart", nodes=(1,), at_s=1.2, for_s=0.1),
+    ]
+    Schedule(1, "dpsgd", faults=faults).run()
+    with pytest.raises(Violation, match=r"node 1 had saved round \d+, and goes on at 0"):
+        Schedule(1, "dpsgd", make=made(Forgetful), faults=faults).run()
 
 
 def test_weights_that_are_not_made_up_for_are_found():

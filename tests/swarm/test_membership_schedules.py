@@ -6,7 +6,7 @@ from membership_schedules import FAULTS, FAULTS_S, SETTLE_S, Planted, Schedule, 
 from node.membership import State, Swim
 from node.membership.view import View
 
-SCHEDULES = 40
+SCHEDULES = 100
 MOST = 1000
 
 

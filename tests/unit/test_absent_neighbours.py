@@ -90,7 +90,7 @@ def test_with_a_deadline_rounds_close_there_until_the_others_know(name):
 
 
 @pytest.mark.parametrize("name", ["dpsgd", "oracle", "pushsum"])
-def test_one_that_comes_back_goes_on_with_the_round_after_the_one_that_it_has_saved(name):
+def test_one_that_comes_back_leaves_out_no_round_that_the_others_have_not_left_behind(name):
     outcome = run(MADE[name](DEADLINE_S), AWAY)
     assert outcome.lost == {}
     assert all(rounds_of(outcome, node) == list(range(ROUNDS)) for node in range(NODES))

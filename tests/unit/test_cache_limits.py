@@ -161,6 +161,10 @@ def test_regret_is_never_negative(name, trace, capacity):
     assert judged.is_exact == (len(set(trace)) <= 1)
 
 
+def test_regret_of_one_access():
+    assert Regret(1, 1, 1, True).hit_ratio == Regret(1, 0, 1, True).regret == 1
+
+
 def test_regret_of_nothing():
     assert regret([], 0, 10) == Regret(0, 0, 0, True)
     assert regret([], 0, 10).regret == regret([], 0, 10).best_hit_ratio == 0

@@ -310,6 +310,14 @@ def test_a_scan_leaves_the_default_policy_with_what_is_popular():
     assert survivors("w-tinylfu") >= 36
 
 
+def test_while_the_window_has_room_the_main_part_gives_way():
+    cache = Cache(100, POLICIES["w-tinylfu"])
+    for key, size in [("large", 95)] * 5 + [("a", 5)]:
+        cache.access(key, size)
+    # The window is 10: b fits beside a, and it is not a's turn to be compared.
+    assert cache.access("b", 5).victims == ("large",)
+
+
 def test_the_counts_of_w_tinylfu_stay_few():
     policy = POLICIES["w-tinylfu"](10)
     for key in range(10_000):
@@ -321,6 +329,16 @@ def test_a_ranking_stays_in_proportion_to_its_keys():
     cache = Cache(10, LFU)
     replay([Access(key % 7) for key in range(10_000)], cache)
     assert len(cache._policy._residents._heap) <= 2 * 7 + 64 + 1
+
+
+def test_lfru_weighs_how_often_against_how_long_ago():
+    cache = Cache(2, POLICIES["lfru"])
+    replay([Access(key) for key in ["often", "often", "often", "often", "once"]], cache)
+    assert cache.access("new", 1).victims == ("once",)
+    by_key = {resident.key: resident.score for resident in cache.residents()}
+    # Four uses, the first decayed three times more than the last, two accesses ago.
+    decayed = sum(0.99**age for age in (2, 3, 4, 5))
+    assert by_key == pytest.approx({"often": decayed / 3, "new": 1.0})
 
 
 def test_lfru_forgets_uses_of_long_ago():

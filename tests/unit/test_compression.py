@@ -192,6 +192,25 @@ def test_messages_of_any_shape_and_without_models_pass_as_they_are(kind):
     np.testing.assert_array_equal(told[0], 1 / 3 * np.arange(SIZE))
 
 
+class All(Message, name="test.compression/all/1", whole=True):
+    model: Ref
+
+
+class Told(Protocol):
+    async def run(self, ctx: Context):
+        if ctx.me == 0:
+            await ctx.send(1, All(model=ctx.apply(moved, ctx.initial_model(), by=1 / 3)))
+            return
+        told.append(await ctx.value((await ctx.collect(All, frm=(0,)))[0].model))
+
+
+@pytest.mark.parametrize("kind", MODS)
+def test_a_whole_model_is_told_to_the_last_bit(kind):
+    """Its receiver has nothing to put a few elements into."""
+    run_protocol(Told(), 2, workload=workload(2), mods=[kind()])
+    np.testing.assert_array_equal(told[0], 1 / 3 * np.arange(SIZE))
+
+
 # What travels is declared
 
 

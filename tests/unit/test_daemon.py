@@ -256,7 +256,9 @@ class TestJoining:
             await nodes.phase(Phase.FINISHED)
             port = one._transport.address.rpartition(":")[2]
             assert one.standing.address == f"tcp://localhost:{port}"
-            assert other.standing.peers() == [{"node": 0, "state": "alive", "address": f"tcp://localhost:{port}"}]
+            assert other.standing.peers() == [
+                {"node": 0, "state": "alive", "path": "direct", "address": f"tcp://localhost:{port}"}
+            ]
 
 
 class TestAddresses:
@@ -306,7 +308,7 @@ class TestWhatIsShown:
             metrics = (await nodes.get(1, "metrics"))[1]
             assert "starling_round 2.0" in metrics
             assert f"starling_accuracy {status['accuracy']}" in metrics
-            assert 'starling_peers{state="alive"} 2.0' in metrics
+            assert 'starling_peers{path="direct",state="alive"} 2.0' in metrics
             assert 'starling_messages_total{direction="sent",kind="dpsgd/model/1",peer="2"} 3.0' in metrics
             assert 'starling_messages_total{direction="received",kind="dpsgd/model/1",peer="0"} 3.0' in metrics
             assert "starling_train_seconds_count 3.0" in metrics
@@ -329,7 +331,7 @@ class TestWhatIsShown:
             await nodes.stop(1)
             await until(lambda: one.standing.lost)
             assert one.standing.peers()[0]["state"] == "dead"
-            assert 'starling_peers{state="dead"} 1.0' in (await nodes.get(0, "metrics"))[1]
+            assert 'starling_peers{path="none",state="dead"} 1.0' in (await nodes.get(0, "metrics"))[1]
             assert one.standing.phase is Phase.FINISHED
 
     async def test_a_stuck_worker_makes_it_ill(self, tmp_path):

@@ -68,6 +68,8 @@ def test_the_image_runs_starling_as_a_user_with_a_fixed_number_on_a_slim_base():
     assert arguments("USER") == ["10001:10001"]
     assert json.loads(arguments("ENTRYPOINT")[0]) == ["starling"]
     assert parse(json.loads(arguments("CMD")[0]))["state"].startswith(arguments("VOLUME")[0])
+    how = "docker buildx imagetools inspect " + arguments("FROM")[-1].split()[0]
+    assert how in (DEPLOY / "Dockerfile").read_text(), "how to pin it by digest"
     names = [name for name, _ in dockerfile()]
     assert names.index("USER") > max(at for at, name in enumerate(names) if name in ("RUN", "COPY"))
 

@@ -157,13 +157,14 @@ class TestReceiver:
             receiver.slot(5, Chunk(1, 0, 0))
 
     def test_a_new_connection_or_a_loss_ends_what_was_arriving(self):
-        for end in (lambda receiver: receiver.connection(5, b"b"), lambda receiver: receiver.forget(5)):
+        wire = object()
+        for end in (lambda receiver: receiver.connection(5, wire), lambda receiver: receiver.forget(5)):
             receiver, _ = self.announced()
             end(receiver)
-            receiver.connection(5, b"b")
+            receiver.connection(5, wire)
             with pytest.raises(Refused, match="unknown transfer"):
                 receiver.slot(5, Chunk(1, 0, 0))
-        assert receiver.connections() == [(5, b"b")]
+        assert receiver.is_on(5, wire)
 
     def test_one_peer_cannot_touch_the_transfer_of_another(self):
         receiver, _ = self.announced()

@@ -202,6 +202,12 @@ class TestRoster:
         with pytest.raises(BadSignature):
             Roster([CARD, dataclasses.replace(BOB.card(7, "tcp://127.0.0.1:7", "run-1"), node=8)])
 
+    def test_whoever_has_verified_cards_says_so_and_only_then_is_a_false_one_taken(self):
+        false = dataclasses.replace(BOB.card(7, "tcp://127.0.0.1:7", "run-1"), node=8)
+        assert Roster([CARD, false], are_verified=True).card(8) == false
+        with pytest.raises(ConfigError, match="the same curve_key"):
+            Roster([CARD, dataclasses.replace(false, curve_key=CARD.curve_key)], are_verified=True)
+
     def test_twins_are_refused(self):
         address = "tcp://127.0.0.1:7"
         with pytest.raises(ConfigError, match="nodes 3 and 3 have the same node"):

@@ -47,11 +47,16 @@ def around(*faults, devices=None, churn=None):
         ('kind = "slow"\nnodes = [1]\nrate = 1', "faults.0.rate: input should be less than 1 (got 1)"),
         (
             'kind = "partition"\nnodes = [1]',
-            "faults.0: kind = 'partition' has no 'nodes'; its keys: at_s, groups, for_s",
+            "faults.0: kind = 'partition' has no 'nodes'; its keys: at_s, groups, for_s, one_way",
         ),
         ('kind = "loss"\nrate = 0', "faults.0.rate: input should be greater than 0 (got 0)"),
         ('kind = "delay"\njitter_s = 1', "faults.0: kind = 'delay' needs 'delay_s'; its keys: at_s, delay_s, nodes"),
         ('kind = "garbage"\nrate = 0.5', "faults.0: kind = 'garbage' needs 'nodes'"),
+        ('kind = "drift"\nnodes = [1]', "faults.0: kind = 'drift' needs 'drift'; its keys: at_s, nodes, drift, for_s"),
+        ('kind = "drift"\nnodes = [1]\ndrift = -1', "faults.0.drift: input should be greater than -1 (got -1)"),
+        ('kind = "full-disk"', "faults.0: kind = 'full-disk' needs 'nodes'; its keys: at_s, nodes, for_s"),
+        ('kind = "garbage"\nnodes = [1]\nrate = 0.5\nto = [2]', "faults.0: kind = 'garbage' has no 'to'"),
+        ('kind = "loss"\nrate = 0.5\none_way = true', "faults.0: kind = 'loss' has no 'one_way'"),
         ('kind = "loss"\nrate = 0.5\nat_s = -1', "faults.0.at_s: input should be greater than or equal to 0"),
         ('kind = "loss"\nrate = 0.5\nuntil_s = 1', "faults.0.until_s: there is no such key"),
     ],
@@ -77,6 +82,10 @@ faults = [
     { kind = "loss", rate = 0.1 },
     { kind = "delay", nodes = [1], delay_s = 0.1, jitter_s = 0.05 },
     { kind = "garbage", nodes = [1], rate = 0.1 },
+    { kind = "partition", groups = [[3]], one_way = true },
+    { kind = "loss", nodes = [0], to = [1, 2], rate = 0.5 },
+    { kind = "drift", nodes = [1], drift = -0.1 },
+    { kind = "full-disk", nodes = [1], at_s = 1, for_s = 2 },
 ]""")
     faults = load(str(file)).faults
     check_faults(faults, NODES)
@@ -88,6 +97,11 @@ faults = [
     [
         ([fault("crash", nodes=(5,))], "faults[0].nodes: there is no node 5; allowed: 0 to 4"),
         ([fault("loss", rate=0.5, nodes=(1, 1))], "faults[0].nodes: names node 1 twice"),
+        ([fault("loss", rate=0.5, to=(5,))], "faults[0].to: there is no node 5; allowed: 0 to 4"),
+        (
+            [fault("drift", nodes=(1,), drift=0.1), fault("drift", nodes=(1,), drift=0.2, at_s=3.0)],
+            "faults[1].at_s: faults[0] has node 1 until inf s; begin after that",
+        ),
         ([fault("partition", groups=((0, 1), (1, 2)))], "faults[0].groups: names node 1 twice"),
         ([fault("partition", groups=((0, 1), (7,)))], "faults[0].groups: there is no node 7"),
         ([fault("partition", groups=((0, 1), ()))], "faults[0].groups: one side has no node or all 5"),
@@ -111,6 +125,11 @@ def test_faults_that_cannot_be_are_refused(faults, line):
 
 def test_one_after_the_other_is_allowed():
     check_faults([fault("pause", nodes=(1,), for_s=1.0), fault("restart", nodes=(1,), at_s=1.1, for_s=1.0)], NODES)
+
+
+def test_what_hits_different_parts_of_a_node_may_coincide():
+    check_faults([fault("restart", nodes=(1,), for_s=1.0), fault("full-disk", nodes=(1,))], NODES)
+    check_faults([fault("crash", nodes=(1,)), fault("drift", nodes=(1,), drift=0.1)], NODES)
 
 
 # Simulated
@@ -194,8 +213,6 @@ def test_a_loss_loses_about_its_share_of_the_messages_of_those_it_is_about():
 
 
 def test_a_simulation_refuses_what_it_cannot_do():
-    with pytest.raises(ConfigError, match=r"faults\[1\].kind: a simulation sends no bytes to be garbage; .*clock real"):
-        around(fault("loss", rate=0.1), fault("garbage", nodes=(1,), rate=0.1))
     with pytest.raises(ConfigError, match=r"faults\[0\].kind: nodes that share a machine"):
         around(fault("pause", nodes=(1,), for_s=1.0), devices=DevicesSection(cores=2))
 

@@ -214,9 +214,9 @@ def test_the_lag_is_the_largest_of_the_last_seconds(lags):
 def test_silent_helpers_say_more_of_this_node_than_none():
     probe = Probe(1, 2, 0.0, 0.5, 1.0, 0.25)
     assert probe.penalty == 1
-    probe.helpers, probe.nacks = 3, 1
+    probe.helpers, probe.reports = 3, 1
     assert probe.penalty == 2
-    probe.nacks = 3
+    probe.reports = 3
     assert probe.penalty == 0
 
 

@@ -222,6 +222,20 @@ def test_idle_traffic_does_not_grow_with_the_network():
     assert rates[1] < 1.15 * rates[0] < 100
 
 
+def test_where_a_fifth_is_lost_members_learn_it_and_are_as_quiet_as_before(clock):
+    """Seven of a hundred probes fail: if each were told, all together would suspect four a second, in 6 kB for each."""
+    rng = np.random.default_rng(0)
+    swarm = swarm_of(clock, 60, path=lambda sender, to: None if rng.random() < 0.2 else 0.005)
+    seen = watch(swarm, clock)
+    swarm.run(30.0)
+    before = swarm.sent_bytes
+    seen.clear()
+    swarm.run(20.0)
+    assert (swarm.sent_bytes - before) / 20 / 60 < 1000
+    assert len({peer for peer, _ in seen}) <= 4
+    assert State.DEAD not in {state for _, state in seen}
+
+
 def test_all_stop_for_half_a_minute_and_nobody_is_called_dead(clock):
     swarm = swarm_of(clock, 12)
     swarm.run(3.0)

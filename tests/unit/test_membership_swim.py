@@ -417,7 +417,7 @@ BUCKETS = st.lists(st.integers(0, 63), max_size=8).map(tuple)
 MESSAGES = st.one_of(
     st.builds(Ping, SEQS, UPDATES),
     st.builds(Ack, SEQS, st.integers(0, 2**31 - 1), UPDATES),
-    st.builds(PingRequest, SEQS, PEERS, st.integers(0, 2**31 - 1), UPDATES),
+    st.builds(PingRequest, SEQS, PEERS, st.integers(0, 2**31 - 1)),
     st.builds(Nack, SEQS),
     st.builds(Gossip, UPDATES),
     st.builds(Summary, st.lists(st.integers(0, 2**64), min_size=64, max_size=64).map(tuple), UPDATES),

@@ -324,6 +324,12 @@ def decoded(frame):
         return None
 
 
+def test_a_refusal_quotes_no_control_characters_of_the_sender():
+    with pytest.raises(BadFrame) as refused:
+        decode(b"\x94\xacping-p\x16request\x07\x02\xcdA\xf4")
+    assert str(refused.value).isprintable()
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_message_or_one_error(frame):
     message = decoded(frame)

@@ -14,9 +14,11 @@ READING = Reading(
     counters={"rounds_finished": 8, "suspicions": 1},
     passed={Way("sent", "a/1", "3"): Passed(10, 1000), Way("received", "b/1", "other"): Passed(9, 900)},
     refused={"stranger": 2},
-    peers={"alive": 3, "dead": 1},
+    peers={("alive", "direct"): 3, ("alive", "relay"): 1, ("dead", "none"): 1},
     queued_bytes={"send": 50, "receive": 0},
+    dropped={("send", "gone"): 4, ("mailbox", "late"): 1},
 )
+DURATIONS = ("train", "round", "mix", "wait", "checkpoint", "probe_rtt", "loop_lag")
 
 
 def families(metrics):
@@ -33,9 +35,8 @@ def samples(metrics):
 
 def test_names_and_labels():
     found = samples(Metrics(lambda: READING))
-    assert {
-        key: value for key, value in found.items() if not key[0].startswith(("starling_loop", "starling_train"))
-    } == {
+    histograms = tuple(f"starling_{what}_seconds" for what in DURATIONS)
+    assert {key: value for key, value in found.items() if not key[0].startswith(histograms)} == {
         ("starling_round",): 7,
         ("starling_accuracy",): 0.5,
         ("starling_health_score",): 2,
@@ -46,10 +47,13 @@ def test_names_and_labels():
         ("starling_bytes_total", "sent", "a/1", "3"): 1000,
         ("starling_bytes_total", "received", "b/1", "other"): 900,
         ("starling_refused_total", "stranger"): 2,
-        ("starling_peers", "alive"): 3,
-        ("starling_peers", "dead"): 1,
+        ("starling_peers", "direct", "alive"): 3,
+        ("starling_peers", "relay", "alive"): 1,
+        ("starling_peers", "none", "dead"): 1,
         ("starling_queue_bytes", "send"): 50,
         ("starling_queue_bytes", "receive"): 0,
+        ("starling_dropped_total", "send", "gone"): 4,
+        ("starling_dropped_total", "mailbox", "late"): 1,
     }
 
 
@@ -67,13 +71,14 @@ def test_types_and_names_of_labels():
         "starling_refused": "counter",
         "starling_peers": "gauge",
         "starling_queue_bytes": "gauge",
-        "starling_loop_lag_seconds": "histogram",
-        "starling_train_seconds": "histogram",
+        "starling_dropped": "counter",
+        **{f"starling_{what}_seconds": "histogram" for what in DURATIONS},
     }
     labels = {sample.name: set(sample.labels) for each in found for sample in each.samples}
     assert labels["starling_bytes_total"] == labels["starling_messages_total"] == {"direction", "kind", "peer"}
     assert labels["starling_refused_total"] == {"reason"}
     assert labels["starling_queue_bytes"] == {"queue"}
+    assert labels["starling_dropped_total"] == {"queue", "reason"}
 
 
 def test_a_gauge_with_labels():
@@ -94,16 +99,24 @@ def test_they_are_read_anew_each_time():
 
 def test_two_nodes_of_one_process_do_not_mix():
     one, other = (Metrics(lambda n=n: READING._replace(gauges={"round": n})) for n in (1, 2))
-    one.trained(1.0)
+    one.took("train", 1.0)
     assert (samples(one)[("starling_round",)], samples(other)[("starling_round",)]) == (1, 2)
     assert samples(one)[("starling_train_seconds_count",)] == 1
     assert samples(other)[("starling_train_seconds_count",)] == 0
 
 
+def test_each_duration_is_a_histogram_of_its_own():
+    metrics = Metrics(lambda: READING)
+    for what in DURATIONS:
+        metrics.took(what, 0.2)
+        assert samples(metrics)[(f"starling_{what}_seconds_count",)] == 1
+        assert samples(metrics)[(f"starling_{what}_seconds_sum",)] == 0.2
+
+
 def test_training_is_a_histogram():
     metrics = Metrics(lambda: READING)
     for seconds in (0.02, 0.3, 4000.0):
-        metrics.trained(seconds)
+        metrics.took("train", seconds)
     found = samples(metrics)
     assert found[("starling_train_seconds_count",)] == 3
     assert found[("starling_train_seconds_bucket", "0.025")] == 1

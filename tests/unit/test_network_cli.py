@@ -79,6 +79,17 @@ class TestCreate:
         assert "starling network invite --folder network" in out
         assert "only this machine reaches 127.0.0.1:7600" in out
 
+    @pytest.mark.parametrize(
+        ("sets", "deadline_s"),
+        [((), 10.0), (("protocol.deadline_s=3",), 3.0), (("protocol.deadline_s=0",), 0.0)],
+        ids=["none", "some", "for ever"],
+    )
+    def test_no_round_waits_for_ever_unless_that_is_asked_for(self, starling, sets, deadline_s):
+        code, out, _ = starling("create", *SMALL, *[word for each in sets for word in ("--set", each)])
+        assert code == 0
+        assert ("no round waits longer than 10 s" in out) == (not sets)
+        assert tomllib.loads(NetworkFolder(Path("network")).experiment)["protocol"]["deadline_s"] == deadline_s
+
     def test_what_no_node_could_start_with_is_no_network(self, starling):
         assert_refused(starling("create", "demo", "--set", "nodes=3"), "topology", "at least 5")
         assert not Path("network").exists()
@@ -304,3 +315,13 @@ def test_help_needs_no_network(starling):
 def test_nothing_is_written_where_one_may_not(starling, tmp_path):
     (tmp_path / "file").write_text("")
     assert_refused(starling("create", "--folder", os.fspath(tmp_path / "file" / "network")), "cannot be used")
+
+
+def test_an_audit_that_cannot_be_written_takes_nothing_back(starling, founded, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("node.trust.audit.Audit.record", full)
+    code, out, err = starling("invite")
+    assert (code, out.startswith("starling1_")) == (0, True)
+    assert "starling: invite is done, but not in the audit: No space left on device\n" in err

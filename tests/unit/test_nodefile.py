@@ -73,6 +73,8 @@ class TestMistakes:
         [
             ("node = 3", r"node: tiny has no node 3; allowed: 0 to 2"),
             ("node = -1", r"node: input should be greater than or equal to 0"),
+            ("state = 7", r"state: input is not a valid path"),
+            ('network = ["here"]', r"network: input is not a valid path"),
             ("listn = 1", r"listn: there is no such key; did you mean 'listen'\?"),
             ('listen = "here"', r"listen: 'here' is not an address; write host:port"),
             ('listen = "127.0.0.1:70000"', r"listen: '127.0.0.1:70000' is not an address"),

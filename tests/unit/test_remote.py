@@ -59,18 +59,19 @@ async def test_peers(capsys):
                 "state": "alive",
                 "since_s": 7.4,
                 "rtt_s": 0.00123,
+                "path": "direct",
                 "address": "tcp://127.0.0.1:7600",
                 "role": "learner",
             },
             {"node": 20, "state": "suspect", "since_s": 200_000.0, "rtt_s": None, "address": None, "role": None},
-            {"node": 3, "state": "awaited", "address": None},
+            {"node": 3, "state": "awaited", "path": "relay", "via": 12, "address": "outbound"},
         ]
         assert await starling("peers", "--node", url) == 0
         assert capsys.readouterr().out.splitlines() == [
-            "NODE  STATE    SINCE     RTT  ADDRESS               ROLE",
-            "   1  alive      7 s  1.2 ms  tcp://127.0.0.1:7600  learner",
-            "  20  suspect    2 d       -  -                     -",
-            "   3  awaited      -       -  -                     -",
+            "NODE  STATE    SINCE     RTT  PATH          ADDRESS               ROLE",
+            "   1  alive      7 s  1.2 ms  direct        tcp://127.0.0.1:7600  learner",
+            "  20  suspect    2 d       -  -             -                     -",
+            "   3  awaited      -       -  relay via 12  outbound              -",
         ]
         assert await starling("peers", "--node", url, "--json") == 0
         assert json.loads(capsys.readouterr().out) == shown.peers

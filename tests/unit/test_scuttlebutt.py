@@ -141,6 +141,17 @@ def test_a_writer_that_starts_again_without_memory_makes_all_before_void():
     assert other.get(0, "a") is None
 
 
+def test_an_earlier_life_is_not_heard_however_long_it_was():
+    one, other = pair()
+    again = Scuttlebutt(0, generation=5)
+    again.put("a", b"new")
+    tell(again, other)
+    for number in range(9):
+        one.put(f"key-{number}", b"old")
+    assert other.merge(one.newer({})) == []
+    assert other.get(0, "key-8") is None
+
+
 def test_a_writer_outdoes_what_others_know_of_a_later_self():
     one, other = pair()
     one.put("a", b"1")

@@ -9,12 +9,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+import sklearn.datasets
 import torch
 from PIL import Image
 
 from node.config import DataSection
 from node.errors import ConfigError
 from node.learn.data import federate, load
+from node.learn.sources import read
 
 
 @pytest.fixture
@@ -81,6 +83,14 @@ def test_images_of_a_package_are_scaled(monkeypatch):
     found = federate(DataSection(name="mnist-5k", test_fraction=0.5), 2, 0)
     assert tuple(found.train.features.shape) == (10, 1, 28, 28)
     assert float(found.train.features.max()) == 1
+
+
+def test_digits_are_those_of_scikit_learn():
+    features, labels = sklearn.datasets.load_digits(return_X_y=True)
+    found, _ = read(DataSection(name="digits"), 0)
+    assert np.array_equal(found.features, features.reshape(-1, 1, 8, 8) / 16)
+    assert np.array_equal(found.labels, labels)
+    assert (found.features.dtype, found.labels.dtype) == (np.float64, labels.dtype)
 
 
 @pytest.mark.parametrize("name", ["digits", "breast_cancer", "synthetic", "wine", "iris"])

@@ -62,6 +62,10 @@ def test_chunks_are_the_whole_of_every_layer(sizes, chunk_bytes):
         assert sum(layout.chunk(number).size_bytes for number in layout.of_layer(layer)) == size_bytes
 
 
+def test_a_layout_may_have_as_many_chunks_as_are_allowed():
+    assert Layout([8 * MOST_CHUNKS], 8).chunks == MOST_CHUNKS
+
+
 @pytest.mark.parametrize("where", [(0, 4), (0, 24), (0, -8), (1, 0), (2, 8), (4, 0), (-1, 0)])
 def test_where_no_chunk_begins_is_refused(where):
     with pytest.raises(BadFrame, match=f"no chunk begins at offset {where[1]} of layer {where[0]}"):
@@ -122,6 +126,24 @@ def test_chunks_of_one_instant_are_measured_together():
     assert source.rate_bytes_per_s == pytest.approx(before + 0.25 * (30 - before))
 
 
+def test_chunks_that_are_read_together_do_not_make_a_source_look_fast():
+    source = Source(Link(0, 1000.0, 0.1))
+    for chunk in range(100):
+        source.ask(chunk, 0.0)
+    for chunk in range(100):
+        # Ten at a time, a microsecond apart, every 0.1 s: 1000 bytes per second.
+        source.settle(chunk, 10, 0.2 + chunk // 10 * 0.1 + chunk % 10 * 1e-6)
+        assert source.rate_bytes_per_s < 1100
+    assert source.rate_bytes_per_s == pytest.approx(1000, rel=0.1)
+
+
+def test_a_round_trip_takes_no_longer_than_an_answer():
+    source = Source(Link(0, 1000.0, rtt_s=5.0))
+    source.ask(0, 0.0)
+    source.settle(0, 10, 0.5)
+    assert source.rtt_s == 0.5
+
+
 @pytest.mark.parametrize("bandwidth", [0.0, -5.0])
 def test_a_source_without_bandwidth_is_slow_and_no_error(bandwidth):
     source = Source(Link(0, bandwidth, 1.0))
@@ -138,11 +160,25 @@ def test_a_chunk_that_was_asked_for_twice_tells_nothing_about_times():
     assert source.settle(1, 10, 9.0) == 2.0
 
 
+def test_a_chunk_that_is_owed_no_more_may_be_asked_for_as_if_for_the_first_time():
+    source = Source(Link(0, 100.0, 0.0))
+    for chunk in (1, 2):
+        source.ask(chunk, 0.0)
+        source.ask(chunk, 5.0)
+    source.drop(1)
+    assert source.drop_all() == [2]
+    for chunk in (1, 2):
+        source.ask(chunk, 7.0)
+    assert [source.settle(chunk, 10, 9.0) for chunk in (1, 2)] == [2.0, 2.0]
+
+
 def test_patience_ends_at_the_95th_percentile_and_doubles():
     patience = Patience()
     for _ in range(7):
         patience.add(1.0)
     assert patience.wait_s(3.0, 0, elsewhere=True) == 12.0
+    patience.add(1.0)
+    assert patience.wait_s(3.0, 0, elsewhere=True) == 1.05
     for number in range(64):
         patience.add(float(number))
     assert patience.wait_s(3.0, 0, elsewhere=True) == pytest.approx(1.05 * 60)

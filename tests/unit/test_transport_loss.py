@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from loopback import Party, acquaint, model, note
+from node.codec import Limits
 from node.errors import Unreachable
 from node.identity import Identity, Roster
+from node.live.shaping import Impairment, Shaper
 
 RNG = np.random.Generator(np.random.Philox(key=[7, 8]))
 
@@ -163,6 +166,35 @@ class TestLoss:
         await a.until(lambda: len(a.lost) == 2)
         assert sorted(a.lost) == [1, 2]
 
+    async def test_what_never_leaves_is_counted_by_what_kept_it(self, party: Callable[..., Party]):
+        a, b = party(0, limits=Limits(queue_bytes=1 << 20)), party(1)
+        acquaint(a, b)
+        await a.transport.send(1, note(1))
+        await b.hears(1)
+        assert a.transport.counters().dropped == {}
+        big = note(2, "x" * 200_000)
+        assert a.transport.post(1, big)
+        while a.transport.post(1, big):
+            pass
+        assert not a.transport.post(7, note(3)), "it is not in the roster"
+        assert a.transport.counters().dropped == {"full": 1, "gone": 1}
+        await b.transport.close()
+        await a.until(lambda: a.lost)
+        with pytest.raises(Unreachable):
+            await a.transport.send(1, note(4))
+        assert a.transport.counters().dropped["gone"] >= 2
+
+    async def test_what_an_injected_fault_loses_is_counted_too(self, party: Callable[..., Party]):
+        a, b = party(0), party(1)
+        acquaint(a, b)
+        a.transport.shape(Shaper([Impairment(0.0, 1e9, loss=1.0, peers=frozenset({1}))], 0, 0, time.monotonic()))
+        await a.transport.send(1, note(1))
+        a.transport.shape(Shaper([], 0, 0, time.monotonic()))
+        await a.transport.send(1, note(2))
+        await b.hears(1)
+        assert b.notes == [2]
+        assert a.transport.counters().dropped == {"fault": 1}
+
     async def test_a_broken_connection_is_made_again_and_the_model_starts_anew(self, party: Callable[..., Party]):
         a, b = party(0, grace_s=30.0), party(1)
         proxy = Proxy(b.transport.address, cut_after_bytes=15_000_000)
@@ -176,5 +208,6 @@ class TestLoss:
         np.testing.assert_array_equal(np.frombuffer(b.buffers[0][0], np.uint8), array)
         assert proxy.connections == 2
         assert (a.lost, b.lost, len(b.heard)) == ([], [], 1)
+        assert a.transport.counters()[-2:] == (1, 1), "one link has broken, and was made again"
         await a.transport.close()
         await proxy.close()

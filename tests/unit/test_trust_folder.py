@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import stat
+import threading
 from pathlib import Path
 
 import msgspec
@@ -386,3 +387,29 @@ class TestAudit:
         Audit(tmp_path / AUDIT).record(NOW_S, "a\nb", "admit", '"}\n{"x": 1\x1b[2J', "rate")
         (line,) = self.lines(tmp_path / AUDIT)
         assert line["actor"] == "a\nb"
+
+
+def test_threads_that_read_at_once_count_every_line_once(folder):
+    """An admitting node's loop looks at the folder while a thread of it admits somebody."""
+    done, troubles = threading.Event(), []
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                folder.seen()
+            except StarlingError as error:
+                troubles.append(error)
+                return
+
+    lookers = [threading.Thread(target=look) for _ in range(4)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(100):
+            invite(folder)
+    finally:
+        done.set()
+        for looker in lookers:
+            looker.join()
+    assert troubles == []
+    assert len(folder.seen().invitations) == len(NetworkFolder(folder.path).seen().invitations) == 100

@@ -419,6 +419,30 @@ class TestSkew:
             skew.observe(peer, NOW_S + (10**9 if peer < 2 else 0), NOW_S)
         assert skew.warning(5) is None
 
+    def test_one_that_is_wrong_does_not_make_another_so(self):
+        """Of three clocks one is an hour off: its owner is told, and nobody else."""
+        right, wrong = Skew(), Skew()
+        for peer, ahead_s in ((1, 0), (2, 3600)):
+            right.observe(peer, NOW_S + ahead_s, NOW_S)
+            wrong.observe(peer, NOW_S - 3600, NOW_S)
+        assert right.warning(2) is None
+        assert "3600 s ahead of the median of 2 peers" in (wrong.warning(2) or "")
+
+    def test_half_against_half_tells_nobody(self):
+        skew = Skew()
+        for peer, ahead_s in ((1, 0), (2, 3600), (3, 3600)):
+            skew.observe(peer, NOW_S + ahead_s, NOW_S)
+        assert skew.median_s == 0
+        assert skew.warning(3) is None
+
+    def test_one_that_has_gone_counts_no_more(self):
+        skew = Skew()
+        for peer in range(3):
+            skew.observe(peer, NOW_S + 3600, NOW_S)
+            skew.lose(peer)
+        assert skew.median_s == 0
+        assert skew.warning(3) is None
+
     def test_it_is_told_again_after_it_was_right(self):
         skew = Skew()
         skew.observe(1, NOW_S + 100, NOW_S)

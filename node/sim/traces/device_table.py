@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.csv
-import pyarrow.parquet
 
 from node.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".csv", ".parquet", ".json")
 """How the names of tables end."""
@@ -98,8 +98,10 @@ class Columns:
             raise self.absent(name)
         column = self._table[name]
         if column.null_count:
-            row = pyarrow.compute.index(column.is_null(), True).as_py()
+            row = column.is_null().index(True).as_py()
             raise ConfigError(f"{self.source}: row {row + 1}: {name} is missing")
+        import pyarrow as pa  # only now: 30 MB that a run without traces does without
+
         kind = column.type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             row = next((row for row, cell in enumerate(column) if not _reads_as_number(cell.as_py())), 0)
@@ -134,6 +136,10 @@ def read_devices(path: str, key: str = "devices.trace") -> DeviceTrace:
 
 def write_table(path: Path, columns: Mapping[str, Sequence[float]]) -> None:
     """Write columns of equal length to a file of the kind that its name ends in, one of :data:`SUFFIXES`."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
     table = pa.table(dict(columns))
     if path.suffix == ".csv":
         pyarrow.csv.write_csv(table, path)
@@ -179,6 +185,8 @@ def _read(path: Path, key: str) -> pa.Table:
             return read_table(path)
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
+    import pyarrow as pa
+
     try:
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException) as error:
@@ -188,6 +196,8 @@ def _read(path: Path, key: str) -> pa.Table:
 
 def _from_json(content: object) -> pa.Table:
     """A list of objects, one a row, or an object of columns."""
+    import pyarrow as pa
+
     if isinstance(content, list) and all(isinstance(row, dict) for row in content):
         names = dict.fromkeys(name for row in content for name in row)
         content = {name: [row.get(name) for row in content] for name in names}
