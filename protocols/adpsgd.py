@@ -57,6 +57,7 @@ class ADPSGD(CatchingUp):
             self.begin(round, start)
             trained = await ctx.train(start)
             self.model = ctx.apply(shift, self.model, trained, start)
+            self.hold(self.model)
             await self.exchange_with_one(ctx, round)
             ctx.record(round=round, **ctx.judge(self.model))
             await ctx.checkpoint(round=round + 1, model=self.model)
@@ -98,3 +99,4 @@ class ADPSGD(CatchingUp):
             self.model = ctx.apply(shift, self.model, averaged, sent)
         else:
             self.model = ctx.apply(shift, self.model, heard, sent, by=0.5)
+        self.hold(self.model)

@@ -71,18 +71,30 @@ class CatchingUp(Protocol):
 
     async def tell(self, ctx: Context, peers: Sequence[int], message: Message, model: Ref) -> None:
         """Send what others wait for in this round; ``model`` is what this node has now."""
-        assert self._at is not None, "begin() goes before tell()"
-        self._at, self._told = (self._at[0], model), (peers, message)
+        self.hold(model)
+        self._told = (peers, message)
         await ctx.send(peers, message)
 
+    def hold(self, model: Ref) -> None:
+        """This is what the node has now: what others are given who catch up."""
+        assert self._at is not None, "begin() goes before tell() and hold()"
+        self._at = (self._at[0], model)
+
     async def after(
-        self, ctx: Context, round: int, model: Ref, heard: Mapping[int, Message], deadline_s: float | None
+        self,
+        ctx: Context,
+        round: int,
+        model: Ref,
+        heard: Mapping[int, Message],
+        frm: Collection[int],
+        deadline_s: float | None,
     ) -> tuple[int, Ref]:
         """The round after one that has led to this model, and what to begin it with.
 
-        Where more nodes are past the round than were ``heard`` in it, both are as :meth:`caught_up` says.
+        Where more of those it waited for, ``frm``, are past the round than were ``heard`` in it, both are as
+        :meth:`caught_up` says.
         """
-        if self.awaited is None or len(ctx.passed(self.awaited, round=round)) <= len(heard):
+        if self.awaited is None or len(set(frm).intersection(ctx.passed(self.awaited, round=round))) <= len(heard):
             return round + 1, model
         return await self.caught_up(ctx, round + 1, model, deadline_s)
 

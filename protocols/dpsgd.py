@@ -53,6 +53,6 @@ class DPSGD(CatchingUp):
             model = ctx.aggregate(model, others, ctx.weights(heard, round), progress=round / self.config.rounds)
             ctx.record(round=round, **ctx.judge(model))
             await ctx.checkpoint(round=round + 1, model=model)
-            round, model = await self.after(ctx, round, model, heard, deadline_s)
+            round, model = await self.after(ctx, round, model, heard, ctx.sources(round), deadline_s)
         self.begin(round, model)
         return model

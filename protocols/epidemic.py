@@ -87,7 +87,8 @@ class Epidemic(CatchingUp):
             if self.config.variant == "local":
                 round += 1  # nobody is waited for, so that nobody who is past a round is missed in it
             else:
-                round, model = await self.after(ctx, round, model, heard, self.deadline_s)
+                frm = self.partners(ctx, round)
+                round, model = await self.after(ctx, round, model, heard, frm, self.deadline_s)
         self.begin(round, model)
         return model
 

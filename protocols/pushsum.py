@@ -61,14 +61,15 @@ class PushSum(CatchingUp):
             part = 1.0 / (len(receivers) + 1)
             share = Share(round=round, model=ctx.apply(scale, mass, by=part), weight=weight * part)
             await self.tell(ctx, receivers, share, estimate)
-            heard = await ctx.collect(Share, frm=ctx.sources(round), timeout_s=deadline_s, round=round)
-            given = [heard.get(source, share) for source in ctx.sources(round)]
+            sources = ctx.sources(round)
+            heard = await ctx.collect(Share, frm=sources, timeout_s=deadline_s, round=round)
+            given = [heard.get(source, share) for source in sources]
             shares = [share, *(other if 0 < other.weight <= len(ctx.nodes) else share for other in given)]
             mass = ctx.mix([s.model for s in shares], weights=[1.0] * len(shares))
             weight = sum(s.weight for s in shares)
             own = ctx.apply(scale, mass, by=1.0 / weight)
             ctx.record(round=round, **ctx.judge(own))
             await ctx.checkpoint(round=round + 1, mass=mass, estimate=own, weight=weight)
-            round, estimate = await self.after(ctx, round, own, heard, deadline_s)
+            round, estimate = await self.after(ctx, round, own, heard, sources, deadline_s)
         self.begin(round, estimate)
         return estimate

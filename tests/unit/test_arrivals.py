@@ -66,7 +66,7 @@ def test_the_remote_address_is_the_other_ends():
 async def test_a_stranger_who_stays_until_he_is_refused_is_named():
     party = Party(0)
     acquaint(party)
-    arrivals = party.transport._io.inbound._arrivals
+    arrivals = party.transport._io.entrance._arrivals
     host, port = party.transport.address.removeprefix("tcp://").split(":")
     try:
         with capture_logs() as logs, socket.create_connection((host, int(port))) as stranger:
