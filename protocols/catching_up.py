@@ -102,11 +102,14 @@ class CatchingUp(Protocol):
         """Whom this node hears or tells something in a round."""
         return sorted({*ctx.sources(round), *ctx.neighbours(round)})
 
-    async def caught_up(self, ctx: Context, round: int, model: Ref, deadline_s: float | None) -> tuple[int, Ref]:
+    async def caught_up(
+        self, ctx: Context, round: int, model: Ref, deadline_s: float | None, least: int = 1
+    ) -> tuple[int, Ref]:
         """The round to go on with, and the model to begin it with: these, or those of partners that are further.
 
         Args:
             deadline_s: longest wait for what they answer, and again for their models; None or 0: PATIENCE_S.
+            least: rounds that they must be ahead: where nobody is waited for, a node may well go on a little behind.
         """
         self.begin(round, model)
         self._questions += 1
@@ -114,7 +117,7 @@ class CatchingUp(Protocol):
         await ctx.send(there, Question(number=number))
         answers = await ctx.collect(Answer, frm=there, timeout_s=patience_s, number=number)
         reached = _reached(answer.round for answer in answers.values())
-        if reached > round:
+        if reached >= round + least:
             round, model = await self._given(ctx, round, model, answers, reached, patience_s)
         near = range(max(0, round - SPREAD), round + SPREAD + 1)
         concerned = sorted({*there, *(peer for at in near for peer in self.partners(ctx, at))})

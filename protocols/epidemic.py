@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import Field
 
 from node import ConfigError, Context, Message, Protocol, Ref, TopologySection
-from protocols.catching_up import CatchingUp
+from protocols.catching_up import SPREAD, CatchingUp
 
 
 class Model(Message, name="epidemic/model/1", key=("round",)):
@@ -75,7 +75,8 @@ class Epidemic(CatchingUp):
         round, model = 0, ctx.initial_model()
         if saved := ctx.restore():
             round, model = saved["round"], saved["model"]
-            round, model = await self.caught_up(ctx, round, model, self.deadline_s)
+            least = SPREAD if self.config.variant == "local" else 1  # its own model is worth more than a few rounds
+            round, model = await self.caught_up(ctx, round, model, self.deadline_s, least)
         while round < self.config.rounds:
             self.begin(round, model)
             model = await ctx.train(model)
