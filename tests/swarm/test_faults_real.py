@@ -170,12 +170,12 @@ def test_a_partition_in_one_direction(run, ended_well):
 
 
 def test_a_full_disk_costs_what_was_not_saved_and_no_more(run, ended_well):
-    full = {"kind": "full-disk", "nodes": [2], "at_s": 0.4}
-    command = ended_well(run([LATE, full, {"kind": "restart", "nodes": [2], "at_s": 0.9, "for_s": 0.2}]))
+    full = {"kind": "full-disk", "nodes": [2], "at_s": 0.3}
+    command = ended_well(run([LATE, full, {"kind": "restart", "nodes": [2], "at_s": 0.6, "for_s": 0.2}]))
     assert command.summary["lost"] == {}
     recorded = rounds(command)[2]
-    saved = max((each.round for each in recorded if each.time_s < 0.4), default=0)
-    again = next(each.round for each in recorded if each.time_s > 1.1)
+    saved = max((each.round for each in recorded if each.time_s < 0.3), default=0)
+    again = next(each.round for each in recorded if each.time_s > 0.8)
     assert again >= saved, "a checkpoint was lost"
     log = (command.folder / "run" / "logs" / "node-2.log").read_text()
     assert "checkpoint not saved" in log
