@@ -1,6 +1,5 @@
 """The receiver of a layered object: over links that are slow, lose, repeat and reorder, and from sources that lie."""
 
-import hashlib
 import heapq
 import math
 from itertools import accumulate, count, pairwise
@@ -10,29 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.streaming.assembly import Assembly, LayerDigests
+from layered import CHUNK_BYTES, content, digests_of
+from node.streaming.assembly import Assembly
 from node.streaming.layout import Layout
 from node.streaming.receiver import Ban, Cancel, Charge, Done, Get, LayerReady, Receiver, Starved
 from node.streaming.recurrence import blocking_s, streamed_s
 from node.streaming.source import MOST_CREDIT, Link
-
-CHUNK_BYTES = 8
-
-
-def sha(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def content(sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.bytes(size) for size in sizes]
-
-
-def digests_of(layers, chunk_bytes=CHUNK_BYTES):
-    return [
-        LayerDigests(sha(data), tuple(sha(data[at : at + chunk_bytes]) for at in range(0, len(data), chunk_bytes)))
-        for data in layers
-    ]
 
 
 class Way:

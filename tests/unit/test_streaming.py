@@ -1,38 +1,18 @@
 """What streaming is made of: layouts, bytes that are checked, sources, patience, and what overlapping is worth."""
 
-import hashlib
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from layered import CHUNK_BYTES, content, digests_of, sha
 from node.errors import BadFrame, Corrupt
 from node.streaming.assembly import Assembly, LayerDigests
 from node.streaming.layout import MOST_CHUNKS, Chunk, Layout
 from node.streaming.patience import Patience
 from node.streaming.recurrence import blocking_s, largest_gain, streamed_s
 from node.streaming.source import Link, Source
-
-CHUNK_BYTES = 8
-
-
-def sha(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def content(sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.bytes(size) for size in sizes]
-
-
-def digests_of(layers, chunk_bytes=CHUNK_BYTES):
-    return [
-        LayerDigests(sha(data), tuple(sha(data[at : at + chunk_bytes]) for at in range(0, len(data), chunk_bytes)))
-        for data in layers
-    ]
-
 
 # Layers and chunks
 
